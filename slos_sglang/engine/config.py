@@ -1,0 +1,115 @@
+"""The operator's configuration: one file, few settings, every one with a default that works."""
+
+from __future__ import annotations
+
+import os
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from slos_sglang.slo import WireSLO, nearest, parse_wire
+
+CONFIG_ENV = "SLOS_SGLANG_CONFIG"
+
+
+class SLOClass(BaseModel):
+    """What clients of one class may ask for; the first class whose `stage` pattern matches applies.
+
+    stage        shell pattern over the request's stage name ("" for a request that names none)
+    min_ttft_ms  a tighter TTFT target, ms, is raised to this
+    min_tpot_ms  a tighter TPOT target (thinking or answer), ms, is raised to this
+    max_value    a higher value is lowered to this
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    stage: str = "*"
+    min_ttft_ms: float | None = Field(default=None, gt=0)
+    min_tpot_ms: float | None = Field(default=None, gt=0)
+    max_value: float | None = Field(default=None, gt=0)
+
+    def clamp(self, slo: WireSLO) -> dict[str, Any]:
+        """The wire object of `slo` within the bounds of this class.
+
+        A TTFT given as a slowdown is clamped where it is turned into milliseconds (the scheduler).
+        """
+        wire = slo.to_dict()
+        if self.min_ttft_ms is not None and slo.ttft_ms is not None:
+            wire["ttft_ms"] = max(slo.ttft_ms, self.min_ttft_ms)
+        if self.min_tpot_ms is not None:
+            for name in ("tpot_ms", "think_tpot_ms"):
+                if name in wire:
+                    wire[name] = max(wire[name], self.min_tpot_ms)
+        if self.max_value is not None:
+            wire["value"] = min(slo.value, self.max_value)
+        return wire
+
+
+class SLOConfig(BaseModel):
+    """Settings of the SLO scheduler.
+
+    default_slo             targets of a request that brings none; None: best effort
+    classes                 bounds on what clients may ask for
+    best_effort_max_wait_s  ageing bound: a best-effort request that waited this long for its next token is served
+                            as if that token were due
+    events                  a file that receives one JSON line a scheduler step and request (timelines); None: off
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    default_slo: dict[str, Any] | None = None
+    classes: tuple[SLOClass, ...] = ()
+    best_effort_max_wait_s: float = Field(default=5.0, gt=0)
+    events: str | None = None
+
+    @field_validator("default_slo")
+    @classmethod
+    def _default_is_an_slo(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        return None if value is None else parse_wire(value).to_dict()
+
+    def class_of(self, stage: str | None) -> SLOClass | None:
+        """The first class that matches the stage name, or None."""
+        return next((c for c in self.classes if fnmatchcase(stage or "", c.stage)), None)
+
+    def effective(self, slo: WireSLO | None) -> dict[str, Any] | None:
+        """The wire object the scheduler is to see: the default where the client sent none, within its class."""
+        if slo is None:
+            return self.default_slo
+        bounds = self.class_of(slo.stage)
+        return slo.to_dict() if bounds is None else bounds.clamp(slo)
+
+
+def load_config(path: str | Path | None) -> SLOConfig:
+    """Read a YAML (or JSON) file; None gives the defaults. Raises `ValueError` naming file, field and value."""
+    if path is None:
+        return SLOConfig()
+    try:
+        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"--slo-config {path}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"--slo-config {path}: not YAML: {' '.join(str(error).split())}") from None
+    if data is None:
+        return SLOConfig()
+    if not isinstance(data, dict):
+        raise ValueError(f"--slo-config {path}: must be a mapping of settings, not {data!r}")
+    try:
+        return SLOConfig(**data)
+    except (ValidationError, TypeError) as error:
+        if isinstance(error, TypeError):
+            raise ValueError(f"--slo-config {path}: {error}") from None
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        hint = ""
+        if first["type"] == "extra_forbidden":
+            near = nearest(field.split(".")[-1], tuple(SLOConfig.model_fields) + tuple(SLOClass.model_fields))
+            hint = f"; did you mean {near!r}?" if near else ""
+        raise ValueError(f"--slo-config {path}: {field}={first['input']!r}: {first['msg']}{hint}") from None
+
+
+def config_from_env() -> SLOConfig:
+    """The configuration of this server's processes, as `slos-sglang serve` handed it on."""
+    return load_config(os.environ.get(CONFIG_ENV) or None)
