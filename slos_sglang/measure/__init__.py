@@ -1,0 +1,1 @@
+"""Attainment, results and the load generator: one measure for the simulator and for live servers."""
