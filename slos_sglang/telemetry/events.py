@@ -1,9 +1,9 @@
 """What the scheduler did, one JSON line an event, so that a run can be drawn and argued about afterwards.
 
-Three kinds: a request arrived and was judged, a batch ran, a request ended. All times are monotonic seconds of
-the scheduler process. What must stay true: writing never delays or ends a scheduler. Lines gather in memory and
-go out in one system call at most every `FLUSH_EVERY_S`, when a request ends, and on `flush`; a full disk switches
-the writer off with one warning.
+Three kinds: a request arrived and was judged, a batch ran, a request ended. All times are monotonic
+seconds of the scheduler process. What must stay true: writing never delays or ends a scheduler. Lines
+gather in memory and go out in one system call at most every `FLUSH_EVERY_S`, when a request ends, and on
+`flush`; a full disk switches the writer off with one warning.
 """
 
 from __future__ import annotations
@@ -174,9 +174,7 @@ class EventWriter:
         """See `Finish`. A reader sees everything up to here at once."""
         if self._fd is None:
             return
-        self._append(
-            {"kind": "finish", "t_s": t_s, "rid": rid, "output_tokens": output_tokens, "receipt": receipt}
-        )
+        self._append({"kind": "finish", "t_s": t_s, "rid": rid, "output_tokens": output_tokens, "receipt": receipt})
         self.flush()
 
     def flush(self) -> None:
@@ -224,7 +222,5 @@ def read_events(path: str | Path) -> list[Event]:
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
-            raise ValueError(
-                f"{path}:{number}: not an event: {where + ': ' if where else ''}{first['msg']}"
-            ) from None
+            raise ValueError(f"{path}:{number}: not an event: {where + ': ' if where else ''}{first['msg']}") from None
     return events
