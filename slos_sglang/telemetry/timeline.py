@@ -73,52 +73,68 @@ def timeline_rows(events: Iterable[Event]) -> tuple[Row, ...]:
 
 
 def _row(arrive: Arrive, steps: Sequence[Step], finish: Finish | None) -> Row:
-    rid = arrive.rid
+    rid, receipt = arrive.rid, {} if finish is None else finish.receipt
     prefill = tuple((s.t_s, s.end_s, s.prefill[rid]) for s in steps if rid in s.prefill)
     decode_s = tuple(s.end_s for s in steps if rid in s.decode)
-    first_s = max((end for _, end, _ in prefill if not decode_s or end <= decode_s[0]), default=None)
-    if not decode_s and finish is None:
-        first_s = None  # its prefill may not be complete
-    parked: list[tuple[float, float]] = []
-    joins = False
-    for step in steps:
-        if rid in step.parked:
-            start_s = parked.pop()[0] if joins else step.t_s
-            parked.append((start_s, step.end_s))
-        joins = rid in step.parked
-
+    # The last chunk brings the first token; without a later token or an end nobody knows whether it was the last.
+    chunk_ends_s = [end for _, end, _ in prefill if not decode_s or end <= decode_s[0]]
+    first_s = max(chunk_ends_s, default=None) if decode_s or finish else None
     first_due_s = None if arrive.ttft_target_ms is None else arrive.t_s + arrive.ttft_target_ms / 1e3
-    final_due_s, last_s = arrive.deadline_s, decode_s[-1] if decode_s else first_s
-    one_phase = finish is not None and "," not in (finish.receipt.get("phases") or "")
-    if finish is not None and one_phase and first_s is not None and arrive.tpot_target_ms is not None:
-        start_s = first_s if first_due_s is None else max(first_s, first_due_s)
-        paced_s = start_s + (finish.output_tokens - 1) * arrive.tpot_target_ms / 1e3
-        final_due_s = paced_s if final_due_s is None else min(paced_s, final_due_s)
-
-    def kept(token_s: float | None, due_s: float | None) -> bool | None:
-        if due_s is None or (token_s is None and finish is None):
-            return None
-        return token_s is not None and token_s - arrive.t_s <= (due_s - arrive.t_s) * TOLERANCE
-
+    first_kept = None
+    if first_due_s is not None and (first_s is not None or finish is not None):
+        first_kept = first_s is not None and first_s - arrive.t_s <= (first_due_s - arrive.t_s) * TOLERANCE
+    final_due_s, final_kept = _final(arrive, finish, first_s, decode_s[-1] if decode_s else first_s)
     group = arrive.program or rid
     stage = (arrive.stage or "").rsplit("/", 1)[-1]
     return Row(
         rid=rid,
         label=f"{group[:8]}/{stage}" if stage else group[:8],
         group=group,
-        best_effort=arrive.tier == "best_effort",
-        declined=arrive.declined,
+        best_effort=receipt.get("tier", arrive.tier) == "best_effort",
+        declined=receipt.get("declined", arrive.declined),
         arrive_s=arrive.t_s,
         finish_s=None if finish is None else finish.t_s,
         prefill=prefill,
         decode_s=decode_s,
-        parked=tuple(parked),
+        parked=_parked(rid, steps),
         first_due_s=first_due_s,
-        first_kept=kept(first_s, first_due_s),
+        first_kept=first_kept,
         final_due_s=final_due_s,
-        final_kept=None if finish is None else kept(last_s, final_due_s),
-        attained=None if finish is None else finish.receipt.get("attained"),
+        final_kept=final_kept,
+        attained=receipt.get("attained"),
     )
+
+
+def _final(
+    arrive: Arrive, finish: Finish | None, first_s: float | None, last_s: float | None
+) -> tuple[float | None, bool | None]:
+    """When the last token was due, and whether it came: a deadline is strict, a pace has its tolerance.
+
+    The pace of a request that thought first is left out: an event does not say when thinking ended.
+    """
+    due_s = arrive.deadline_s
+    if finish is None:
+        return due_s, None
+    kept = due_s is None or (last_s is not None and last_s <= due_s)
+    thought = "," in (finish.receipt.get("phases") or "")
+    if arrive.tpot_target_ms is not None and not thought and first_s is not None and last_s is not None:
+        start_s = max(first_s, arrive.t_s + (arrive.ttft_target_ms or 0.0) / 1e3)
+        length_s = (finish.output_tokens - 1) * arrive.tpot_target_ms / 1e3
+        kept = kept and last_s <= start_s + length_s * TOLERANCE
+        due_s = start_s + length_s if due_s is None else min(due_s, start_s + length_s)
+    return due_s, None if due_s is None else kept
+
+
+def _parked(rid: str, steps: Sequence[Step]) -> tuple[tuple[float, float], ...]:
+    """Steps that a request sat out one after the other make one span."""
+    spans: list[tuple[float, float]] = []
+    joins = False
+    for step in steps:
+        if rid in step.parked:
+            start_s = spans.pop()[0] if joins else step.t_s
+            spans.append((start_s, step.end_s))
+        joins = rid in step.parked
+    return tuple(spans)
 
 
 def draw_timeline(

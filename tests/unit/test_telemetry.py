@@ -196,6 +196,16 @@ def test_tolerance_of_deadlines_is_that_of_attainment() -> None:
     assert verdict(0.1051) is False
 
 
+def test_the_tier_is_the_one_a_request_ended_with() -> None:
+    (row,) = timeline_rows(
+        [
+            Arrive(t_s=0.0, rid="a", tier="best_effort", declined=True, prompt_tokens=1),
+            Finish(t_s=1.0, rid="a", output_tokens=0, receipt={"tier": "standard", "declined": False}),
+        ]
+    )
+    assert (row.best_effort, row.declined) == (False, False)
+
+
 def test_thinking_has_a_pace_of_its_own_so_the_answer_s_pace_sets_no_last_deadline() -> None:
     (row,) = timeline_rows(
         [
