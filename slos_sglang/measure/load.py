@@ -1,7 +1,7 @@
 """An open-loop load generator for a live server's streaming `/generate`, and what it saw as stage records.
 
 It shares a small machine with the server it measures, so it does as little as possible while the load runs:
-bodies are encoded before, bytes are stamped when they arrive and parsed after. Arrivals never wait for answers
+bodies are encoded before, bytes are stamped when they come and parsed after. Arrivals never wait for answers
 (open loop), and times count from the *scheduled* arrival: a late client counts against the server, for every
 policy alike.
 """
