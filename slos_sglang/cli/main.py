@@ -9,6 +9,7 @@ import sys
 
 import typer
 
+from slos_sglang.cli.serve import PASS_THROUGH, serve
 from slos_sglang.cli.tiny_model import tiny_model
 
 app = typer.Typer(
@@ -25,6 +26,7 @@ def _commands() -> None:
 
 
 app.command("tiny-model")(tiny_model)
+app.command("serve", context_settings=PASS_THROUGH)(serve)
 
 
 def main() -> None:

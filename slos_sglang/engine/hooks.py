@@ -1,0 +1,107 @@
+"""The bodies of the seams in the HTTP process. Each takes the original first; each is a few lines.
+
+What must stay true: a request without an SLO goes through as in SGLang; a refused one never reaches the scheduler's
+queue (malformed) or leaves nothing behind (declined: SGLang's own handling has run by then).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from fastapi import HTTPException
+from sglang.srt.managers.io_struct import GenerateReqInput
+
+from slos_sglang.engine.config import SLOConfig, config_from_env
+from slos_sglang.engine.http import SLOMiddleware, exchange_of
+from slos_sglang.engine.wire import NOWHERE, Refused, Source, admit, declined
+
+RECEIPT_KEY = "slo"
+
+
+@functools.cache
+def _config() -> SLOConfig:
+    return config_from_env()
+
+
+def serve_http(original: Callable[..., Any], server_args: Any, *args: Any, **kwargs: Any) -> Any:
+    """Around `_setup_and_run_http_server`: the ASGI layer, and a last look at what can't be served."""
+    from sglang.srt.entrypoints.http_server import app
+
+    _config()
+    if server_args.tokenizer_worker_num > 1:
+        raise SystemExit("slos-sglang: --tokenizer-worker-num > 1 is not supported: workers load no plugins")
+    app.add_middleware(SLOMiddleware)
+    return original(server_args, *args, **kwargs)
+
+
+async def generate_request(
+    original: Callable[..., Any], manager: Any, obj: Any, request: Any = None
+) -> AsyncIterator[Any]:
+    """Around `TokenizerManager.generate_request`: check, bound, write back; note refusals and receipts."""
+    exchange = exchange_of(request)
+    try:
+        if isinstance(obj, GenerateReqInput) and not _is_health_check(request):
+            obj.sampling_params = admit(obj.sampling_params, await _source(request), _config())
+        async with contextlib.aclosing(original(manager, obj, request)) as outputs:
+            async for out in outputs:
+                if exchange is not None:
+                    for position, each in enumerate(out if isinstance(out, list) else [out]):
+                        receipt = each.get("meta_info", {}).get(RECEIPT_KEY)
+                        if receipt is not None:
+                            exchange.receipts[each.get("index", position)] = receipt
+                yield out
+    except Refused as refused:
+        if exchange is not None:
+            exchange.refused = refused
+        raise
+
+
+async def handle_abort(
+    original: Callable[..., Any], manager: Any, out: dict[str, Any], state: Any, is_stream: bool
+) -> Any:
+    """Around `TokenizerManager._handle_abort_finish_reason`: a declined request raises `Refused`, streaming or not."""
+    refused = declined(out["meta_info"]["finish_reason"])
+    try:
+        handled = await original(manager, out, state, is_stream)
+    except HTTPException:
+        if refused is None:
+            raise
+    if refused is not None:
+        raise refused
+    return handled
+
+
+def update_request_meta_info(
+    original: Callable[..., None],
+    manager: Any,
+    meta_info: dict[str, Any],
+    state: Any,
+    customized_info: dict[str, list[Any]],
+    index: int,
+    finish_reason: dict[str, Any] | None,
+) -> None:
+    """Around `TokenizerManager.update_request_meta_info`: the receipt goes in as the one object it is."""
+    others = {key: values for key, values in customized_info.items() if key != RECEIPT_KEY}
+    original(manager, meta_info, state, others, index, finish_reason)
+    receipt = customized_info.get(RECEIPT_KEY, {index: None})[index]
+    if receipt is not None:
+        meta_info[RECEIPT_KEY] = receipt
+
+
+def _is_health_check(request: Any) -> bool:
+    return request is not None and getattr(request, "url", None) is not None and request.url.path.startswith("/health")
+
+
+async def _source(request: Any) -> Source:
+    """Headers and, for routes whose request model drops it, `custom_params.slo` from the raw body."""
+    if exchange_of(request) is None:
+        return NOWHERE
+    body_slo = None
+    if request.url.path.startswith("/v1/") and "json" in request.headers.get("content-type", ""):
+        body = await request.json()  # cached: FastAPI has parsed it already
+        custom = body.get("custom_params") if isinstance(body, dict) else None
+        body_slo = custom.get("slo") if isinstance(custom, dict) else None
+    return Source(headers=request.headers, body_slo=body_slo)

@@ -1,0 +1,54 @@
+"""The plugin's entry point: SGLang calls `load` once in each of its processes.
+
+Switched off (`SLOS_SGLANG` unset, empty or 0) it does nothing at all. Switched on it must never fail open: SGLang
+logs an `Exception` from a plugin and starts without it, so every failure here leaves as a `SeamError` (a
+`SystemExit`), which ends this process, and with it the server, with one line on stderr and a non-zero status.
+Imports stay inside the guard for the same reason.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from types import TracebackType
+from typing import Literal
+
+SWITCH_ENV = "SLOS_SGLANG"
+
+
+def switched_on() -> bool:
+    """Whether this process is to run with the SLO scheduler."""
+    return os.environ.get(SWITCH_ENV, "") not in ("", "0")
+
+
+def load() -> None:
+    """Bind the seams of this process (entry point `slos` in the group `sglang.srt.plugins`). Raises `SystemExit`."""
+    if not switched_on():
+        return
+    with _FailClosed():
+        from slos_sglang.engine import seams
+
+        process = process_kind()
+        if process is not None:
+            seams.apply(process)
+
+
+def process_kind() -> Literal["http", "scheduler"] | None:
+    """Which of SGLang's processes this is: the one that was started serves HTTP; of its children a scheduler's has
+    imported the scheduler by the time plugins are loaded, the detokenizer's has not (None)."""
+    if multiprocessing.parent_process() is None:
+        return "http"
+    return "scheduler" if "sglang.srt.managers.scheduler" in sys.modules else None
+
+
+class _FailClosed:
+    """Turns any `Exception` into a `SystemExit` that SGLang's plugin loader does not swallow."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, Exception):
+            raise SystemExit(f"slos-sglang: the SLO scheduler can't be loaded: {error}") from error

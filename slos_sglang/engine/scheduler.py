@@ -1,0 +1,273 @@
+"""SGLang's scheduler, steered by `policy/`.
+
+Each step the policy sees what runs and what waits, and answers with a batch: who decodes, and whose prompt advances by
+how many tokens. This class applies it to SGLang's own batches without copying any of its method bodies:
+
+- the chunk budget of the step is set before SGLang forms the prefill batch, and the queue is put into the plan's order;
+- decoders that sit the step out are split off and stay in `running_batch`, where aborts, pause and memory checks see them;
+- a half-done prompt that the plan overtakes goes back to the queue; its KV stays in the radix tree.
+
+While no request with an SLO is about, every method falls through to SGLang's own.
+"""
+
+from __future__ import annotations
+
+import logging
+from http import HTTPStatus
+from typing import Any
+
+from sglang.srt.managers.schedule_batch import NextBatchPlan, Req, ScheduleBatch
+from sglang.srt.managers.schedule_policy import PrefillAdder
+from sglang.srt.managers.scheduler import Scheduler, _make_abort_req
+from sglang.srt.mem_cache.common import match_kv_cache, release_kv_cache
+from sglang.srt.runtime_context import get_parallel
+
+from slos_sglang.engine.batch_split import rejoin, split
+from slos_sglang.engine.clock import TickingReceiver
+from slos_sglang.engine.config import config_from_env
+from slos_sglang.engine.receipt_stream import SLOOutputStreamer
+from slos_sglang.engine.tracking import Tracker
+from slos_sglang.policy.admission import Verdict
+from slos_sglang.policy.batch_time import OnlineCostModel
+from slos_sglang.policy.batches import Batch, Limits
+from slos_sglang.policy.request import Request
+from slos_sglang.policy.scheduler import Scheduler as Policy
+
+logger = logging.getLogger(__name__)
+
+
+class ParkingAdder(PrefillAdder):
+    """SGLang's prefill adder, which also reserves the future tokens of the decoders that sit this step out."""
+
+    parked: list[Req] = []  # noqa: RUF012 - set for one step by the scheduler, of which there is one a process
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.memory_budget.total_offset += sum(self._get_running_request_total_token_offset(r) for r in self.parked)
+
+
+class SLOScheduler(Scheduler):  # type: ignore[misc]
+    """The scheduler of SGLang with deadlines; see the module's docstring."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._config = config_from_env()
+        self._cost = OnlineCostModel()
+        self._policy = Policy(
+            cost=self._cost, limits=Limits(best_effort_max_wait_s=self._config.best_effort_max_wait_s)
+        )
+        # This step's decoders, where the plan leaves some out; None: all.
+        self._decode_only: list[Req] | None = None
+        self._planned: Batch | None = None
+        # A decode batch that was split off for the step being run.
+        self._active: ScheduleBatch | None = None
+        super().__init__(*args, **kwargs)
+        self._refuse_what_is_not_supported()
+        self._stock_mixed_chunk = self.is_mixed_chunk and self._config.mixed_chunk_without_slo
+        self.is_mixed_chunk = self._stock_mixed_chunk
+        self._may_overtake = not self.tree_cache.is_chunk_cache() and not self.tree_cache.supports_mamba()
+
+    def _refuse_what_is_not_supported(self) -> None:
+        parallel = get_parallel()
+        for what, used in (
+            ("pipeline parallelism (--pp-size)", parallel.pp_size > 1),
+            ("data-parallel attention (--enable-dp-attention)", parallel.attn_dp_enabled),
+            ("speculative decoding (--speculative-algorithm)", not self.spec_algorithm.is_none()),
+            ("prefill/decode disaggregation (--disaggregation-mode)", self.disaggregation_mode.value != "null"),
+            ("diffusion language models (--dllm-algorithm)", self.dllm_config is not None),
+            ("--chunked-prefill-size -1", self.chunked_prefill_size is None and self.is_generation),
+        ):
+            if used:
+                raise SystemExit(f"slos-sglang: the SLO scheduler does not support {what} yet")
+
+    # Construction -----------------------------------------------------------------------------------------------
+
+    def init_request_receiver(self) -> None:
+        super().init_request_receiver()
+        self.request_receiver = TickingReceiver.over(self.request_receiver)
+        self._tracker = Tracker(self._config, self._cost, lambda: self.tokenizer)
+
+    def get_output_streamer_class(self) -> type[SLOOutputStreamer]:
+        return SLOOutputStreamer.reading(lambda req: self._tracker.receipt(req))
+
+    def get_prefill_adder_class(self) -> type[PrefillAdder]:
+        return ParkingAdder
+
+    # Requests ---------------------------------------------------------------------------------------------------
+
+    @property
+    def _now_s(self) -> float:
+        return self.request_receiver.now_s[0]
+
+    def ingest_requests(self, stop_at_pause: bool = False) -> list[Any]:
+        received = super().ingest_requests(stop_at_pause)
+        self._tracker.settle(self._now_s)
+        return received
+
+    def _add_request_to_queue(self, req: Req, is_retracted: bool = False) -> None:
+        try:
+            self._tracker.enqueue(req, self._now_s, is_retracted=is_retracted)
+        except ValueError as error:
+            self._refuse(req, HTTPStatus.BAD_REQUEST, str(error))
+            return
+        super()._add_request_to_queue(req, is_retracted=is_retracted)
+
+    def _refuse(self, req: Req, status: HTTPStatus, message: str, **more: Any) -> None:
+        """End a request that is not (or no longer) queued with an HTTP status."""
+        self._release_aborted_request(req)
+        reason = {"type": "abort", "status_code": status, "message": message, **more}
+        self.send_abort_output(_make_abort_req(req, finished_reason=reason), req)
+        self._tracker.forget(req)
+
+    # A step -----------------------------------------------------------------------------------------------------
+
+    def get_next_batch_to_run(self, running_batch: ScheduleBatch, last_batch: ScheduleBatch | None) -> NextBatchPlan:
+        self._decode_only, self._planned = None, None
+        return super().get_next_batch_to_run(running_batch, last_batch)
+
+    def get_new_batch_prefill(self, running_batch: ScheduleBatch) -> NextBatchPlan:
+        self._queue_ready_grammars()
+        if not self._tracker.any_slo:
+            self.is_mixed_chunk = self._stock_mixed_chunk
+            return super().get_new_batch_prefill(running_batch)
+        batch = self._decide(running_batch)
+        return self._apply(batch, running_batch)
+
+    def _queue_ready_grammars(self) -> None:
+        """Requests leave the grammar queue only here; SGLang's own pass may be skipped this step."""
+        if self.grammar_manager.has_waiting_grammars():
+            for req in self.grammar_manager.get_ready_grammar_requests():
+                self._add_request_to_queue(req)
+
+    def _decide(self, running_batch: ScheduleBatch) -> Batch:
+        """Ask the policy: admission of what is undecided, then the next batch."""
+        for req in self.waiting_queue:
+            state = self._tracker.state(req)
+            if not state.measured:
+                match_kv_cache(req, self.tree_cache)
+            self._tracker.measure(req, computed=req.prefix_len)
+        waiting = [self._tracker.state(req) for req in self.waiting_queue]
+        if self.chunked_req is not None:
+            self._tracker.measure(self.chunked_req, computed=self.chunked_req.extend_end)
+            waiting.append(self._tracker.state(self.chunked_req))
+        decoding = [self._tracker.decoder(req) for req in running_batch.reqs]
+        now_s = self._tracker.start_of_next_step(self._now_s, overlap=self.enable_overlap)
+
+        undecided = [r for r in waiting if r.undecided(now_s)]
+        if undecided:
+            judged = self._policy.admit(now_s, undecided, decoding, waiting)
+            rejected = [(r, v) for r, v in judged if not v.admitted and r.slo and r.slo.on_decline == "reject"]
+            for request, verdict in rejected:
+                self._reject(request, verdict)
+                waiting.remove(request)
+        return self._policy.next_batch(now_s, decoding, waiting)
+
+    def _reject(self, request: Request, verdict: Verdict) -> None:
+        req = self._tracker.req(request)
+        self.waiting_queue.remove(req)
+        message = f"declined: {verdict.reason}; it could be met in about {verdict.retry_after_s:.1f} s"
+        self._refuse(req, HTTPStatus.TOO_MANY_REQUESTS, message, retry_after_s=verdict.retry_after_s)
+
+    def _apply(self, batch: Batch, running_batch: ScheduleBatch) -> NextBatchPlan:
+        """Turn the policy's batch into SGLang's: prefill and mixed steps here, decode steps in `update_running_batch`."""
+        self._planned = batch
+        decode = {id(self._tracker.req(r)) for r in batch.decode}
+        prompts = self._in_sglangs_order(batch)
+        running_batch.batch_is_full = False
+        if not prompts:
+            self._decode_only = [r for r in running_batch.reqs if id(r) in decode]
+            return NextBatchPlan(batch_to_run=None, running_batch=running_batch)
+
+        first = [req for req, _ in prompts]
+        chosen = {id(req) for req in first}
+        self.waiting_queue = [r for r in first if r is not self.chunked_req] + [
+            r for r in self.waiting_queue if id(r) not in chosen
+        ]
+        active, parked = running_batch, ScheduleBatch(reqs=[])
+        if not decode:
+            active, parked = parked, running_batch
+        elif len(decode) < len(running_batch.reqs):
+            active = split(running_batch, lambda r: id(r) in decode)
+            parked = running_batch
+        plan = self._prefill(active, parked, tokens=sum(tokens for _, tokens in prompts))
+        if plan.batch_to_run is None:
+            # Nothing could be admitted (memory): decode whoever there is.
+            plan.running_batch = rejoin(parked, plan.running_batch)
+            plan.running_batch.batch_is_full = False
+            return plan
+        # Mixed in: an empty batch came back. Not mixed (log-probabilities, no memory): `active` itself did.
+        plan.running_batch = rejoin(parked, plan.running_batch)
+        plan.running_batch.batch_is_full = False
+        return plan
+
+    def _prefill(self, active: ScheduleBatch, parked: ScheduleBatch, *, tokens: int) -> NextBatchPlan:
+        """SGLang's own prefill pass with a chunk budget of `tokens`, mixing in the `active` decoders."""
+        whole_budget = self.chunked_prefill_size
+        self.is_mixed_chunk = True
+        # SGLang takes one token a mixed row off the budget.
+        self.chunked_prefill_size = tokens + len(active.reqs)
+        ParkingAdder.parked = parked.reqs
+        try:
+            return super().get_new_batch_prefill(active)
+        finally:
+            self.chunked_prefill_size = whole_budget
+            ParkingAdder.parked = []
+
+    def _in_sglangs_order(self, batch: Batch) -> list[tuple[Req, int]]:
+        """The plan's prompts as SGLang can run them: the chunk in progress goes first, or back to the queue."""
+        prompts = [(self._tracker.req(r), tokens) for r, tokens in batch.prefill]
+        if self.chunked_req is None or not prompts or prompts[0][0] is self.chunked_req:
+            return prompts
+        if self._may_overtake:
+            self._overtake()
+            return prompts
+        mine = [(req, tokens) for req, tokens in prompts if req is self.chunked_req]
+        others = [(req, tokens) for req, tokens in prompts if req is not self.chunked_req]
+        return mine + others if mine else [(self.chunked_req, sum(tokens for _, tokens in others))]
+
+    def _overtake(self) -> None:
+        """Put the half-done prompt back into the queue; the radix tree keeps what was computed."""
+        req = self.chunked_req
+        release_kv_cache(req, self.tree_cache, checkpoint=True)
+        req.prefix_len = 0
+        req.last_node = None
+        req.extend_end = None
+        req.kv.cache_protected_len = 0
+        req.kv.cache_inserted_len = 0
+        req.kv.kv_committed_len = 0
+        req.extend_batch_idx = 0
+        self.chunked_req = None
+        self.waiting_queue.append(req)
+
+    def update_running_batch(self, batch: ScheduleBatch) -> ScheduleBatch | None:
+        chosen = self._decode_only
+        if not chosen or len(chosen) == len(batch.reqs):
+            return super().update_running_batch(batch)
+        keep = {id(req) for req in chosen}
+        if not batch.check_decode_mem():
+            # Too little memory for the next tokens: SGLang's retraction must see everybody.
+            return super().update_running_batch(batch)
+        active = split(batch, lambda r: id(r) in keep)
+        ready = super().update_running_batch(active)
+        if ready is None or ready.is_empty():
+            batch.merge_batch(active) if not active.is_empty() else None
+            return None
+        self._active = ready
+        return ready
+
+    def run_batch(self, batch: ScheduleBatch, pp_proxy_tensors: Any = None) -> Any:
+        parked = self.running_batch if self.running_batch is not batch else None
+        self._tracker.launch(batch, parked, self._planned, waiting=len(self.waiting_queue), now_s=self._now_s)
+        result = super().run_batch(batch, pp_proxy_tensors)
+        if batch is self._active:
+            # From here on everything that runs is in one place again.
+            self._active = None
+            self.running_batch = rejoin(self.running_batch, batch)
+        return result
+
+    def process_batch_result(self, batch: ScheduleBatch, result: Any) -> None:
+        super().process_batch_result(batch, result)
+        self._tracker.processed(batch)
+
+    def on_idle(self) -> None:
+        super().on_idle()
+        self._tracker.idle()

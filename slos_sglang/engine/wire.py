@@ -1,0 +1,120 @@
+"""What a request asks for, as the HTTP process sees it: checked, bounded by the operator, written back.
+
+Pure functions over SGLang's sampling parameters (plain dicts) and HTTP headers; a request without an SLO, where the
+operator sets no default, is left exactly as it came.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+from slos_sglang.engine.config import SLOConfig
+from slos_sglang.slo import WireSLO, parse_headers, parse_wire
+
+
+class Refused(ValueError):
+    """A request that is not served: malformed (400) or declined (429).
+
+    A `ValueError`, because that is what every SGLang route turns into an error answer; `status_code` is the name
+    under which its native route looks for another status than 400.
+    """
+
+    def __init__(self, message: str, *, status: HTTPStatus, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.status_code = int(status)
+        self.retry_after_s = retry_after_s
+
+    def headers(self) -> dict[str, str]:
+        """`Retry-After` in whole seconds, at least 1, where there is a time to retry (RFC 9110, 10.2.3)."""
+        if self.retry_after_s is None:
+            return {}
+        return {"Retry-After": str(max(1, math.ceil(self.retry_after_s)))}
+
+    def body(self) -> dict[str, Any]:
+        """One JSON error object that OpenAI's, Anthropic's and SGLang's clients all read."""
+        declined = self.status_code == HTTPStatus.TOO_MANY_REQUESTS
+        error: dict[str, Any] = {
+            "message": self.message,
+            "type": "rate_limit_error" if declined else "invalid_request_error",
+            "param": "slo",
+            "code": self.status_code,
+        }
+        if self.retry_after_s is not None:
+            error["retry_after_s"] = self.retry_after_s
+        return {"type": "error", "error": error}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where else than in its sampling parameters an HTTP request may carry its SLO."""
+
+    headers: Mapping[str, str]
+    body_slo: object = None
+
+
+NOWHERE = Source(headers={})
+
+
+def admit(params: Any, source: Source, config: SLOConfig) -> Any:
+    """The sampling parameters of a request (None, a dict, or a list of those) with the SLO the scheduler is to see.
+
+    The SLO in the parameters counts first, then the one elsewhere in the body, then the headers, then the
+    operator's default. Returns `params` itself where there is none. Raises `Refused` (400) naming field and value.
+    """
+    try:
+        if isinstance(params, list):
+            return [_admit_one(each, source, config) for each in params]
+        return _admit_one(params, source, config)
+    except ValueError as error:
+        raise Refused(str(error), status=HTTPStatus.BAD_REQUEST) from error
+
+
+def _admit_one(params: Any, source: Source, config: SLOConfig) -> Any:
+    if not isinstance(params, Mapping | None):
+        return params  # SGLang's own checks refuse it
+    custom = (params or {}).get("custom_params") or {}
+    if not isinstance(custom, Mapping):
+        return params
+    given = _first(custom.get("slo"), source.body_slo)
+    slo: WireSLO | None = parse_headers(source.headers) if given is None else parse_wire(given)
+    effective = config.effective(slo)
+    if effective is None:
+        return params
+    return {**(params or {}), "custom_params": {**custom, "slo": effective}}
+
+
+def _first(*values: object) -> object:
+    return next((value for value in values if value is not None), None)
+
+
+RETRY_KEY = "retry_after_ms"
+
+
+def decline_reason(message: str, retry_after_s: float) -> dict[str, Any]:
+    """The `finished_reason` of a scheduler's abort that becomes HTTP 429.
+
+    Milliseconds as an integer: SGLang's messages between processes allow text, integers and lists of them here
+    (`FinishReasonDict`), a float would kill the receiving process.
+    """
+    return {
+        "type": "abort",
+        "status_code": int(HTTPStatus.TOO_MANY_REQUESTS),
+        "message": message,
+        RETRY_KEY: max(0, math.ceil(retry_after_s * 1000)),
+    }
+
+
+def declined(finish_reason: Mapping[str, Any] | None) -> Refused | None:
+    """The refusal that a `decline_reason` stands for; None for any other reason to finish."""
+    if not finish_reason or RETRY_KEY not in finish_reason:
+        return None
+    return Refused(
+        finish_reason["message"],
+        status=HTTPStatus.TOO_MANY_REQUESTS,
+        retry_after_s=finish_reason[RETRY_KEY] / 1000,
+    )
