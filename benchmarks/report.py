@@ -14,7 +14,7 @@ Run = dict[str, Any]
 def score(runs: Iterable[Run]) -> float:
     """How good an arm is: mean over its runs of tight-tier plus overall attainment, token rule."""
     values = [run["tiers"][TIGHT]["token"] + run["result"]["attainment"] for run in runs]
-    return sum(values) / len(values)
+    return float(sum(values) / len(values))
 
 
 def compact_table(runs: Sequence[Run], *, header: bool = True) -> str:
@@ -22,9 +22,8 @@ def compact_table(runs: Sequence[Run], *, header: bool = True) -> str:
     lines = []
     if header:
         tiers = "".join(f"{tier.name + ' (first)':>20}" for tier in TIERS)
-        lines.append(
-            f"{'rate':>5} {'arm':<24}{'all':>10}{tiers}{'b.e.':>6}{'fail':>6}{'ttft99':>8}{'tpot99':>8}{'busy':>6}{'late':>6}"
-        )
+        rest = "".join(f"{name:>8}" for name in ("b.e.", "fail", "ttft99", "tpot99", "busy", "late"))
+        lines.append(f"{'rate':>5} {'arm':<24}{'all':>10}{tiers}{rest}")
     for rate in sorted({run["rate_req_s"] for run in runs}):
         for arm in dict.fromkeys(run["arm"] for run in runs):
             same = [run for run in runs if run["arm"] == arm and run["rate_req_s"] == rate]
@@ -48,7 +47,7 @@ def _line(rate: float, arm: str, runs: Sequence[Run]) -> str:
         token, mean, first = (mid("tiers", tier.name, key) for key in ("token", "mean", "first"))
         cells.append(f"{token:.2f}/{mean:.2f} ({first:.2f})".rjust(20))
     offered = mid("result", "offered")
-    cells.append(f"{mid('result', 'best_effort') / offered:>6.2f}{1 - mid('result', 'finished') / offered:>6.2f}")
+    cells.append(f"{mid('result', 'best_effort') / offered:>8.2f}{1 - mid('result', 'finished') / offered:>8.2f}")
     cells.append(f"{mid('result', 'ttft_ms', 'p99'):>8.0f}{mid('result', 'tpot_ms', 'p99'):>8.0f}")
-    cells.append(f"{mid('host', 'busy_cores'):>6.2f}{mid('client', 'late_ms'):>6.0f}")
+    cells.append(f"{mid('host', 'busy_cores'):>8.2f}{mid('client', 'late_ms'):>8.0f}")
     return "".join(cells)

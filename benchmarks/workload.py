@@ -5,8 +5,8 @@ Shape. Three tiers as in the paper's *mixed* scenario (coder, chatbot, summarize
 nothing is shared, the radix cache can't answer. Each program is one call.
 
 Arrivals. The coder tier comes in bursts (an on-off process: geometric bursts of 15 calls on average, five times as
-dense as the tier's mean, inter-arrival CV about 4; the trace of coding assistants the paper uses has 7), the loose tiers
-as Poisson. Every tier is stretched to span exactly programs / rate seconds, and a rate only stretches time: the same
+dense as the tier's mean, inter-arrival CV about 4; the paper's trace of coding assistants has 7), the loose tiers as
+Poisson. Every tier is stretched to span exactly programs / rate seconds, and a rate only stretches time: the same
 seed gives the same calls in the same order at every rate.
 
 Targets. TTFT as in the paper's table, a slowdown of 5, 5 and 3 over the prompt's zero-load TTFT, turned into
