@@ -1,0 +1,30 @@
+"""`gen`, `select`, `stage` and `annotate` on SGLang's own frontend, and receipts back into the state.
+
+Importing this patches the frontend (see `carry`); programs that use none of it send the same bytes as before.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sglang.lang.interpreter import ProgramState
+
+from slos_sglang.lang.annotate import annotate
+from slos_sglang.lang.carry import install
+from slos_sglang.lang.nodes import gen, select
+from slos_sglang.lang.scope import stage
+
+__all__ = ["annotate", "gen", "receipts", "select", "stage"]
+
+install()
+
+
+def receipts(state: ProgramState) -> list[dict[str, Any]]:
+    """What a run's generation calls came to, in order of completion, forks and nested programs included.
+
+    Waits for the state's submitted work. Each entry has `stage` (its path), `prompt_tokens`, `output_tokens` and
+    `receipt`: the server's, None where it sent none. A call repeated under one name has an entry each time, where
+    `state.get_meta_info(name)["slo"]` is the last one's.
+    """
+    state.sync()
+    return list(state.slos_scope.receipts)
