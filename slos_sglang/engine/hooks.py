@@ -15,7 +15,7 @@ from fastapi import HTTPException
 from sglang.srt.managers.io_struct import GenerateReqInput
 
 from slos_sglang.engine.config import SLOConfig, config_from_env
-from slos_sglang.engine.http import SLOMiddleware, exchange_of
+from slos_sglang.engine.http import Exchange, SLOMiddleware, exchange_of
 from slos_sglang.engine.wire import NOWHERE, Refused, Source, admit, declined
 
 RECEIPT_KEY = "slo"
@@ -40,23 +40,43 @@ def serve_http(original: Callable[..., Any], server_args: Any, *args: Any, **kwa
 async def generate_request(
     original: Callable[..., Any], manager: Any, obj: Any, request: Any = None
 ) -> AsyncIterator[Any]:
-    """Around `TokenizerManager.generate_request`: check, bound, write back; note refusals and receipts."""
+    """Around `TokenizerManager.generate_request`: check, bound, write back; report refusals and receipts."""
     exchange = exchange_of(request)
     try:
         if isinstance(obj, GenerateReqInput) and not _is_health_check(request):
-            obj.sampling_params = admit(obj.sampling_params, await _source(request), _config())
+            await _admit(obj, request, exchange)
         async with contextlib.aclosing(original(manager, obj, request)) as outputs:
             async for out in outputs:
                 if exchange is not None:
-                    for position, each in enumerate(out if isinstance(out, list) else [out]):
-                        receipt = each.get("meta_info", {}).get(RECEIPT_KEY)
-                        if receipt is not None:
-                            exchange.receipts[each.get("index", position)] = receipt
+                    await exchange.settle()
+                    exchange.receipts.update(_receipts(out))
                 yield out
     except Refused as refused:
         if exchange is not None:
-            exchange.refused = refused
+            await exchange.refuse(refused)
         raise
+
+
+async def _admit(obj: GenerateReqInput, request: Any, exchange: Exchange | None) -> None:
+    try:
+        params = admit(obj.sampling_params, await _source(request), _config())
+    except Refused:
+        # The route's abort task looks for these when the answer is out; nothing was queued.
+        obj.is_single, obj.rid = False, []
+        raise
+    if params is obj.sampling_params and exchange is not None:
+        await exchange.settle()
+    obj.sampling_params = params
+
+
+def _receipts(out: dict[str, Any] | list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    """Choice -> receipt, of those in this output that have ended; an event of a stream names its choice."""
+    outputs = out if isinstance(out, list) else [out]
+    return {
+        each.get("index", position): each["meta_info"][RECEIPT_KEY]
+        for position, each in enumerate(outputs)
+        if RECEIPT_KEY in each.get("meta_info", ())
+    }
 
 
 async def handle_abort(
@@ -92,7 +112,8 @@ def update_request_meta_info(
 
 
 def _is_health_check(request: Any) -> bool:
-    return request is not None and getattr(request, "url", None) is not None and request.url.path.startswith("/health")
+    """A probe is nobody's request: the operator's default SLO is not for it."""
+    return getattr(request, "scope", {}).get("path", "").startswith("/health")
 
 
 async def _source(request: Any) -> Source:

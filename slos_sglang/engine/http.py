@@ -1,16 +1,15 @@
 """The HTTP side: refusals get their status, receipts their place, on every route.
 
-One ASGI layer around SGLang's application. It holds a response back until its first event, because only then is it
-known whether the request was refused (SGLang starts a native stream with status 200 before anything has been
-checked), and it adds receipts to what the OpenAI-compatible routes answer. What goes on inside an exchange is
-noted in an `Exchange` in the request's scope by the hooks. A response to a request without an SLO passes unchanged.
+One ASGI layer around SGLang's application. It holds a response back until it is known whether the request is
+refused (SGLang starts a stream with status 200 before anything has been checked), and it adds receipts to what the
+OpenAI-compatible routes answer. The hooks tell it through the `Exchange` in the request's scope. What must stay
+true: a response to a request without an SLO passes unchanged and is not held longer than its check takes.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from slos_sglang.engine.wire import Refused
@@ -19,23 +18,10 @@ Message = MutableMapping[str, Any]
 Send = Callable[[Message], Awaitable[None]]
 Receive = Callable[[], Awaitable[Message]]
 App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+Receipts = dict[int, dict[str, Any]]
 
 _SCOPE_KEY = "slos_sglang.exchange"
 _DATA = b"data: "
-
-
-@dataclass
-class Exchange:
-    """What the hooks learn about one HTTP request: why it was refused, and its receipts by choice."""
-
-    refused: Refused | None = None
-    receipts: dict[int, dict[str, Any]] = field(default_factory=dict)
-
-
-def exchange_of(request: Any) -> Exchange | None:
-    """The exchange a Starlette request belongs to; None outside HTTP (offline engine, warm-up, gRPC)."""
-    scope = getattr(request, "scope", None)
-    return scope.get(_SCOPE_KEY) if isinstance(scope, MutableMapping) else None
 
 
 class SLOMiddleware:
@@ -48,121 +34,133 @@ class SLOMiddleware:
         if scope["type"] != "http" or scope["method"] not in ("POST", "PUT"):
             await self.app(scope, receive, send)
             return
-        exchange = scope[_SCOPE_KEY] = Exchange()
-        # Only OpenAI's objects have a `metadata`; the native route answers with `meta_info`.
-        openai = scope["path"].startswith("/v1/") or scope["path"] == "/invocations"
-        await self.app(scope, receive, _Response(send, exchange, with_receipts=openai).send)
+        # Only the answers of these routes have a `metadata`; the native one has its `meta_info`.
+        with_receipts = scope["path"].startswith("/v1/") or scope["path"] == "/invocations"
+        exchange = scope[_SCOPE_KEY] = Exchange(send, with_receipts=with_receipts)
+        try:
+            await self.app(scope, receive, exchange.send)
+        except Refused as refused:
+            if not await exchange.refuse(refused):
+                raise
 
 
-class _Response:
-    """One response on its way out: `start` is held until the first piece of the body."""
+def exchange_of(request: Any) -> Exchange | None:
+    """The exchange a Starlette request belongs to; None outside HTTP (offline engine, warm-up, gRPC)."""
+    scope = getattr(request, "scope", None)
+    return scope.get(_SCOPE_KEY) if isinstance(scope, MutableMapping) else None
 
-    def __init__(self, send: Send, exchange: Exchange, *, with_receipts: bool) -> None:
+
+class Exchange:
+    """One request and its response on its way out.
+
+    receipts  by choice, filled in as choices end
+    """
+
+    def __init__(self, send: Send, *, with_receipts: bool) -> None:
+        self.receipts: Receipts = {}
         self._send = send
-        self._exchange = exchange
         self._with_receipts = with_receipts
-        self._start: Message | None = None
+        self._held: list[Message] = []
+        self._whole = False  # the body is one JSON value: held until it is complete
+        self._settled = False
         self._replaced = False
-        self._json: bytes | None = None
 
-    async def send(self, message: Message) -> None:
-        if self._replaced:
-            return
-        if message["type"] == "http.response.start":
-            self._start = message
-            return
-        if message["type"] == "http.response.body":
-            if self._start is not None and self._exchange.refused is not None:
-                await self._replace(self._exchange.refused)
-                return
-            if self._with_receipts and self._exchange.receipts and not await self._add_receipts(message):
-                return
-        await self._release()
-        await self._send(message)
+    async def settle(self) -> None:
+        """The request will be served: whatever has been held goes out."""
+        self._settled = True
+        if not self._whole:
+            await self._release()
 
-    async def _release(self) -> None:
-        start, self._start = self._start, None
-        if start is not None:
-            await self._send(start)
-
-    async def _replace(self, refused: Refused) -> None:
-        self._replaced = True
-        body = json.dumps(refused.body(), ensure_ascii=False).encode()
-        headers = {"content-type": "application/json", "content-length": str(len(body)), **refused.headers()}
-        # What inner layers added (CORS, request ids) stays.
-        inner = (
-            [pair for pair in self._start["headers"] if pair[0].lower() not in (b"content-type", b"content-length")]
-            if self._start
-            else []
-        )
-        own = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-        await self._send({"type": "http.response.start", "status": refused.status_code, "headers": [*inner, *own]})
-        await self._send({"type": "http.response.body", "body": body})
-
-    async def _add_receipts(self, message: Message) -> bool:
-        """Put the receipts into this piece of the body; False while the rest of a JSON body has to be awaited."""
-        body = message.get("body", b"")
-        if self._start is None and self._json is None:  # in the middle of a stream
-            message["body"] = add_to_events(body, self._exchange.receipts)
-            return True
-        if self._json is None and _content_type(self._start) != b"application/json":
-            message["body"] = add_to_events(body, self._exchange.receipts)
-            return True
-        self._json = (self._json or b"") + body
-        if message.get("more_body"):
+    async def refuse(self, refused: Refused) -> bool:
+        """Answer with an error instead; False where the answer has begun already (its route then ends the stream)."""
+        if self._settled and not self._whole:
             return False
-        message["body"] = add_to_answer(self._json, self._exchange.receipts)
-        assert self._start is not None
-        self._start["headers"] = [
-            (name, str(len(message["body"])).encode() if name.lower() == b"content-length" else value)
-            for name, value in self._start["headers"]
-        ]
+        if not self._replaced:
+            self._replaced = True
+            await self._answer(refused)
         return True
 
+    async def send(self, message: Message) -> None:
+        """ASGI's `send` for the application inside."""
+        if self._replaced:
+            return
+        self._held.append(message)
+        if message["type"] == "http.response.start":
+            self._whole = _header(message, b"content-type").partition(b";")[0] == b"application/json"
+        last = message["type"] == "http.response.body" and not message.get("more_body", False)
+        if last or (self._settled and not self._whole):
+            await self._release()
 
-def _content_type(start: Message | None) -> bytes:
-    headers: Iterable[tuple[bytes, bytes]] = start["headers"] if start else ()
-    return next((value for name, value in headers if name.lower() == b"content-type"), b"").partition(b";")[0]
+    async def _release(self) -> None:
+        held, self._held = self._held, []
+        if self._with_receipts and self.receipts:
+            held = self._with_whole(held) if self._whole else [self._with_events(each) for each in held]
+        for message in held:
+            await self._send(message)
+
+    def _with_whole(self, held: list[Message]) -> list[Message]:
+        body = add_to_answer(b"".join(each.get("body", b"") for each in held), self.receipts)
+        start = held[0]
+        start["headers"] = [
+            (name, str(len(body)).encode() if name.lower() == b"content-length" else value)
+            for name, value in start["headers"]
+        ]
+        return [start, {"type": "http.response.body", "body": body}]
+
+    def _with_events(self, message: Message) -> Message:
+        if message["type"] == "http.response.body":
+            message["body"] = add_to_events(message.get("body", b""), self.receipts)
+        return message
+
+    async def _answer(self, refused: Refused) -> None:
+        body = _bytes(refused.body())
+        own = {"content-type": "application/json", "content-length": str(len(body)), **refused.headers()}
+        headers = [(name.lower().encode(), value.encode()) for name, value in own.items()]
+        await self._send({"type": "http.response.start", "status": refused.status_code, "headers": headers})
+        await self._send({"type": "http.response.body", "body": body})
 
 
-def summary(receipts: dict[int, dict[str, Any]]) -> dict[str, Any]:
+def _header(start: Message, wanted: bytes) -> bytes:
+    return next((value for name, value in start.get("headers", ()) if name.lower() == wanted), b"")
+
+
+def summary(receipts: Receipts) -> dict[str, Any]:
     """One receipt for an answer with several choices: the first that missed its targets, else the first."""
     ordered = [receipts[index] for index in sorted(receipts)]
     return next((receipt for receipt in ordered if not receipt.get("attained", True)), ordered[0])
 
 
-def add_to_answer(body: bytes, receipts: dict[int, dict[str, Any]]) -> bytes:
-    """A whole JSON answer of an OpenAI-compatible route with `metadata.slo`; anything else as it is."""
+def add_to_answer(body: bytes, receipts: Receipts) -> bytes:
+    """A whole JSON answer with `metadata.slo`; what is not an answer (an error, say) as it is."""
     answer = _object(body)
-    if answer is None or ("error" in answer and answer["error"] is not None):
+    if answer is None or answer.get("error"):
         return body
     _note(answer, summary(receipts))
     return _bytes(answer)
 
 
-def add_to_events(body: bytes, receipts: dict[int, dict[str, Any]]) -> bytes:
+def add_to_events(body: bytes, receipts: Receipts) -> bytes:
     """Server-sent events with `metadata.slo` in those that end a choice or the whole answer."""
     return b"\n".join(_add_to_line(line, receipts) for line in body.split(b"\n"))
 
 
-def _add_to_line(line: bytes, receipts: dict[int, dict[str, Any]]) -> bytes:
+def _add_to_line(line: bytes, receipts: Receipts) -> bytes:
     event = _object(line[len(_DATA) :]) if line.startswith(_DATA) else None
     if event is None:
         return line
-    if isinstance(event.get("response"), dict):  # /v1/responses: its last event carries the whole answer
-        if event.get("type") not in ("response.completed", "response.incomplete"):
-            return line
+    if event.get("type") in ("response.completed", "response.incomplete"):  # /v1/responses: carries the answer
         _note(event["response"], summary(receipts))
-    elif "choices" not in event:
+        return _DATA + _bytes(event)
+    choices = event.get("choices")
+    if choices is None:
         return line
-    else:
-        ended = [choice["index"] for choice in event["choices"] if choice.get("finish_reason")]
-        shown = {index: receipts[index] for index in ended if index in receipts}
-        if not event["choices"] and event.get("usage"):
-            shown = receipts
-        if not shown:
-            return line
-        _note(event, summary(shown))
+    ended = {choice["index"] for choice in choices if choice.get("finish_reason")}
+    of_event = {index: receipt for index, receipt in receipts.items() if index in ended}
+    if not choices and event.get("usage"):  # the last event, on request
+        of_event = receipts
+    if not of_event:
+        return line
+    _note(event, summary(of_event))
     return _DATA + _bytes(event)
 
 

@@ -23,15 +23,15 @@ class SLOOutputStreamer(SchedulerOutputStreamer):  # type: ignore[misc]
     has_additional_customized_info: ClassVar[bool] = True
     receipt_of: ClassVar[ReceiptOf]
 
+    @classmethod
+    def reading(cls, receipt_of: ReceiptOf) -> type[SLOOutputStreamer]:
+        """The class for `Scheduler.get_output_streamer_class`.
+
+        SGLang constructs it with arguments of its own, so what is ours comes as a class attribute.
+        """
+        return type(cls.__name__, (cls,), {"__slots__": (), "receipt_of": staticmethod(receipt_of)})
+
     def build_additional_customized_info(self, reqs: list[Req]) -> dict[str, list[Any]]:
         receipt_of = type(self).receipt_of
         receipts = [receipt_of(req) if req.finished() else None for req in reqs]
         return {"slo": receipts} if any(receipt is not None for receipt in receipts) else {}
-
-
-def streamer_class(receipt_of: ReceiptOf) -> type[SLOOutputStreamer]:
-    """The class for `Scheduler.get_output_streamer_class`: `return streamer_class(self.receipt_of)`.
-
-    SGLang constructs it with arguments of its own, so what is ours comes as a class attribute.
-    """
-    return type("SLOOutputStreamer", (SLOOutputStreamer,), {"__slots__": (), "receipt_of": staticmethod(receipt_of)})

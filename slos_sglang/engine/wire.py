@@ -67,11 +67,12 @@ def admit(params: Any, source: Source, config: SLOConfig) -> Any:
     operator's default. Returns `params` itself where there is none. Raises `Refused` (400) naming field and value.
     """
     try:
-        if isinstance(params, list):
-            return [_admit_one(each, source, config) for each in params]
-        return _admit_one(params, source, config)
+        if not isinstance(params, list):
+            return _admit_one(params, source, config)
+        admitted = [_admit_one(each, source, config) for each in params]
     except ValueError as error:
-        raise Refused(str(error), status=HTTPStatus.BAD_REQUEST) from error
+        raise Refused(str(error), status=HTTPStatus.BAD_REQUEST) from None
+    return params if all(new is old for new, old in zip(admitted, params, strict=True)) else admitted
 
 
 def _admit_one(params: Any, source: Source, config: SLOConfig) -> Any:
