@@ -4,7 +4,7 @@ Each step the policy sees what runs and what waits, and answers with a batch: wh
 how many tokens. This class applies it to SGLang's own batches without copying any of its method bodies:
 
 - the chunk budget of the step is set before SGLang forms the prefill batch, and the queue is put into the plan's order;
-- decoders that sit the step out are split off and stay in `running_batch`, where aborts, pause and memory checks see them;
+- decoders that sit the step out are split off and stay in `running_batch`, where aborts, pause and checks see them;
 - a half-done prompt that the plan overtakes goes back to the queue; its KV stays in the radix tree.
 
 While no request with an SLO is about, every method falls through to SGLang's own.
@@ -13,6 +13,7 @@ While no request with an SLO is about, every method falls through to SGLang's ow
 from __future__ import annotations
 
 import logging
+import os
 from http import HTTPStatus
 from typing import Any
 
@@ -34,6 +35,9 @@ from slos_sglang.policy.request import Request
 from slos_sglang.policy.scheduler import Scheduler as Policy
 
 logger = logging.getLogger(__name__)
+
+# "0" where `slos-sglang serve` added `--enable-mixed-chunk`, not the operator: traffic without SLOs is then not mixed.
+OPERATOR_MIXED_ENV = "SLOS_SGLANG_OPERATOR_MIXED"
 
 
 class ParkingAdder(PrefillAdder):
@@ -57,14 +61,12 @@ class SLOScheduler(Scheduler):  # type: ignore[misc]
         )
         # This step's decoders, where the plan leaves some out; None: all.
         self._decode_only: list[Req] | None = None
-        self._planned: Batch | None = None
         # A decode batch that was split off for the step being run.
         self._active: ScheduleBatch | None = None
         super().__init__(*args, **kwargs)
         self._refuse_what_is_not_supported()
-        self._stock_mixed_chunk = self.is_mixed_chunk and self._config.mixed_chunk_without_slo
-        self.is_mixed_chunk = self._stock_mixed_chunk
-        self._may_overtake = not self.tree_cache.is_chunk_cache() and not self.tree_cache.supports_mamba()
+        self._stock_mixed_chunk = self.is_mixed_chunk and os.environ.get(OPERATOR_MIXED_ENV, "1") == "1"
+        self._may_overtake = self.tree_cache.supports_prefix_sharing() and not self.tree_cache.supports_mamba()
 
     def _refuse_what_is_not_supported(self) -> None:
         parallel = get_parallel()
@@ -116,21 +118,26 @@ class SLOScheduler(Scheduler):  # type: ignore[misc]
         self._release_aborted_request(req)
         reason = {"type": "abort", "status_code": status, "message": message, **more}
         self.send_abort_output(_make_abort_req(req, finished_reason=reason), req)
-        self._tracker.forget(req)
 
     # A step -----------------------------------------------------------------------------------------------------
 
     def get_next_batch_to_run(self, running_batch: ScheduleBatch, last_batch: ScheduleBatch | None) -> NextBatchPlan:
-        self._decode_only, self._planned = None, None
+        self._decode_only = None
         return super().get_next_batch_to_run(running_batch, last_batch)
 
     def get_new_batch_prefill(self, running_batch: ScheduleBatch) -> NextBatchPlan:
         self._queue_ready_grammars()
-        if not self._tracker.any_slo:
+        if not self._any_slo(running_batch):
             self.is_mixed_chunk = self._stock_mixed_chunk
             return super().get_new_batch_prefill(running_batch)
         batch = self._decide(running_batch)
         return self._apply(batch, running_batch)
+
+    def _any_slo(self, running_batch: ScheduleBatch) -> bool:
+        live = [*running_batch.reqs, *self.waiting_queue]
+        if self.chunked_req is not None:
+            live.append(self.chunked_req)
+        return any(self._tracker.state(req).constrained for req in live)
 
     def _queue_ready_grammars(self) -> None:
         """Requests leave the grammar queue only here; SGLang's own pass may be skipped this step."""
@@ -142,7 +149,7 @@ class SLOScheduler(Scheduler):  # type: ignore[misc]
         """Ask the policy: admission of what is undecided, then the next batch."""
         for req in self.waiting_queue:
             state = self._tracker.state(req)
-            if not state.measured:
+            if not state.targets_set:
                 match_kv_cache(req, self.tree_cache)
             self._tracker.measure(req, computed=req.prefix_len)
         waiting = [self._tracker.state(req) for req in self.waiting_queue]
@@ -159,18 +166,18 @@ class SLOScheduler(Scheduler):  # type: ignore[misc]
             for request, verdict in rejected:
                 self._reject(request, verdict)
                 waiting.remove(request)
+            self._tracker.announce(request for request, _ in judged)
         return self._policy.next_batch(now_s, decoding, waiting)
 
     def _reject(self, request: Request, verdict: Verdict) -> None:
-        req = self._tracker.req(request)
+        req = request.handle
         self.waiting_queue.remove(req)
         message = f"declined: {verdict.reason}; it could be met in about {verdict.retry_after_s:.1f} s"
         self._refuse(req, HTTPStatus.TOO_MANY_REQUESTS, message, retry_after_s=verdict.retry_after_s)
 
     def _apply(self, batch: Batch, running_batch: ScheduleBatch) -> NextBatchPlan:
-        """Turn the policy's batch into SGLang's: prefill and mixed steps here, decode steps in `update_running_batch`."""
-        self._planned = batch
-        decode = {id(self._tracker.req(r)) for r in batch.decode}
+        """Turn the policy's batch into SGLang's: prefill and mixed steps here, the rest in `update_running_batch`."""
+        decode = {id(r.handle) for r in batch.decode}
         prompts = self._in_sglangs_order(batch)
         running_batch.batch_is_full = False
         if not prompts:
@@ -214,7 +221,7 @@ class SLOScheduler(Scheduler):  # type: ignore[misc]
 
     def _in_sglangs_order(self, batch: Batch) -> list[tuple[Req, int]]:
         """The plan's prompts as SGLang can run them: the chunk in progress goes first, or back to the queue."""
-        prompts = [(self._tracker.req(r), tokens) for r, tokens in batch.prefill]
+        prompts = [(r.handle, tokens) for r, tokens in batch.prefill]
         if self.chunked_req is None or not prompts or prompts[0][0] is self.chunked_req:
             return prompts
         if self._may_overtake:
@@ -256,7 +263,7 @@ class SLOScheduler(Scheduler):  # type: ignore[misc]
 
     def run_batch(self, batch: ScheduleBatch, pp_proxy_tensors: Any = None) -> Any:
         parked = self.running_batch if self.running_batch is not batch else None
-        self._tracker.launch(batch, parked, self._planned, waiting=len(self.waiting_queue), now_s=self._now_s)
+        self._tracker.launch(batch, parked, waiting=len(self.waiting_queue), now_s=self._now_s)
         result = super().run_batch(batch, pp_proxy_tensors)
         if batch is self._active:
             # From here on everything that runs is in one place again.
@@ -266,7 +273,7 @@ class SLOScheduler(Scheduler):  # type: ignore[misc]
 
     def process_batch_result(self, batch: ScheduleBatch, result: Any) -> None:
         super().process_batch_result(batch, result)
-        self._tracker.processed(batch)
+        self._tracker.processed()
 
     def on_idle(self) -> None:
         super().on_idle()

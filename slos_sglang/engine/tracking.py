@@ -1,0 +1,214 @@
+"""What happened to each request: SGLang's `Req` on one side, the policy's `Request` on the other.
+
+Every `Req` carries its `Request` in the attribute `slo_state`. Tokens and step times are accounted for at the next
+tick (`settle`), so that all ranks see the same numbers; only a receipt, which nothing is decided by, reads the local
+clock.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
+
+from slos_sglang.engine.config import SLOConfig
+from slos_sglang.engine.phases import MarkerWatch
+from slos_sglang.engine.receipts import receipt
+from slos_sglang.policy.batch_time import BatchSize, OnlineCostModel
+from slos_sglang.policy.request import INF, Request
+from slos_sglang.slo import parse_wire
+from slos_sglang.telemetry.events import EventWriter
+
+# A request's own time stamp counts if it is no older than this: the longest it may have waited to be received.
+_OLDEST_ARRIVAL_S = 600.0
+
+
+@dataclass(kw_only=True)
+class Launched:
+    """A batch on its way."""
+
+    reqs: list[Req]
+    size: BatchSize
+    predicted_ms: float
+    started_s: float
+    decode: list[str] = field(default_factory=list)
+    prefill: dict[str, int] = field(default_factory=dict)
+    parked: list[str] = field(default_factory=list)
+    waiting: int = 0
+
+
+class Tracker:
+    """Keeps the policy's view of SGLang's requests; the cost model learns from it."""
+
+    def __init__(self, config: SLOConfig, cost: OnlineCostModel, tokenizer: Callable[[], Any]) -> None:
+        self._config = config
+        self._cost = cost
+        self._tokenizer = tokenizer
+        self._events = EventWriter(config.events)
+        self._arrivals = 0
+        self._in_flight: list[Launched] = []
+        self._done: Launched | None = None
+        self._tick_s = 0.0
+
+    # Requests ---------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def state(req: Req) -> Request:
+        """The policy's view of `req`."""
+        return req.slo_state
+
+    def enqueue(self, req: Req, now_s: float, *, is_retracted: bool) -> None:
+        """`req` enters the queue, for the first time or again. Raises `ValueError` for a malformed SLO."""
+        state: Request | None = getattr(req, "slo_state", None)
+        if state is not None:
+            state.preemptions += is_retracted
+            return
+        body = (req.sampling_params.custom_params or {}).get("slo")
+        slo = parse_wire(body) if body is not None else None
+        created_s = req.time_stats.created_time
+        known = now_s - _OLDEST_ARRIVAL_S < created_s <= now_s
+        state = Request(
+            rid=req.rid,
+            seq=self._arrivals,
+            arrival_s=created_s if known else now_s,
+            slo=slo,
+            max_tokens=req.sampling_params.max_new_tokens or 0,
+            handle=req,
+        )
+        state.served_s = now_s
+        req.slo_state = state
+        req.slo_marker = None
+        if slo is not None and slo.think_end is not None:
+            if self._tokenizer() is None:
+                raise ValueError(f"slo.think_end={slo.think_end!r} needs the server's tokenizer, which is switched off")
+            req.slo_marker = MarkerWatch(self._tokenizer(), slo.think_end)
+        self._arrivals += 1
+        if not state.constrained:
+            self.announce([state])
+
+    def measure(self, req: Req, *, computed: int | None) -> None:
+        """`req` waits and `computed` of its tokens are cached or done: what is left to compute."""
+        state = self.state(req)
+        total = len(req.origin_input_ids) + len(req.output_ids)
+        state.context_tokens = computed or 0
+        state.uncached_tokens = max(total - state.context_tokens, 1)
+        if state.constrained and not state.targets_set:
+            bounds = self._config.class_of(state.slo.stage if state.slo else None)
+            state.set_targets(self._cost, min_ttft_ms=bounds.min_ttft_ms if bounds else None)
+
+    def decoder(self, req: Req) -> Request:
+        """`req` decodes: its view, brought up to date."""
+        state = self.state(req)
+        state.uncached_tokens = 0
+        state.context_tokens = len(req.origin_input_ids) + len(req.output_ids)
+        return state
+
+    def announce(self, requests: Iterable[Request]) -> None:
+        """Tell the event stream who was promised what."""
+        if not self._events.on:
+            return
+        for r in requests:
+            if r.announced:
+                continue
+            r.announced = True
+            self._events.arrive(
+                t_s=r.arrival_s,
+                rid=r.rid,
+                program=r.slo.program if r.slo else None,
+                stage=r.slo.stage if r.slo else None,
+                tier=r.tier,
+                declined=r.declined,
+                prompt_tokens=len(r.handle.origin_input_ids),
+                ttft_target_ms=None if r.ttft_s == INF else r.ttft_s * 1e3,
+                tpot_target_ms=None if r.tpot_s == INF else r.tpot_s * 1e3,
+                deadline_s=None if r.deadline_s == INF else r.deadline_s,
+            )
+
+    # Steps ------------------------------------------------------------------------------------------------------
+
+    def start_of_next_step(self, now_s: float, *, overlap: bool) -> float:
+        """When the batch being planned will start: under overlap when the one in flight ends."""
+        if overlap and self._in_flight:
+            return now_s + self._in_flight[-1].predicted_ms / 1e3
+        return now_s
+
+    def launch(self, batch: ScheduleBatch, parked: ScheduleBatch | None, *, waiting: int, now_s: float) -> None:
+        """`batch` is about to run, while the decoders in `parked` sit it out."""
+        extend = batch.forward_mode.is_extend()
+        new_tokens = list(batch.extend_lens) if extend else [1] * len(batch.reqs)
+        decoding = {id(r) for r in batch.decoding_reqs or ()} if extend else None
+        size = BatchSize()
+        launched = Launched(reqs=list(batch.reqs), size=size, predicted_ms=0.0, started_s=now_s, waiting=waiting)
+        for req, tokens in zip(batch.reqs, new_tokens, strict=True):
+            state = self.state(req)
+            decodes = decoding is None or id(req) in decoding
+            context = len(req.origin_input_ids) + len(req.output_ids) if decodes else req.extend_end
+            size.add(tokens=tokens, context_tokens=context)
+            state.served_s = now_s
+            if decodes:
+                launched.decode.append(req.rid)
+            else:
+                launched.prefill[req.rid] = tokens
+            if req is not batch.chunked_req:
+                state.pending += 1
+        launched.predicted_ms = self._cost.batch_ms(size)
+        if parked is not None and self._events.on:
+            launched.parked = [r.rid for r in parked.reqs]
+        self._in_flight.append(launched)
+
+    def processed(self) -> None:
+        """The oldest batch in flight has handed in its tokens."""
+        if self._in_flight:
+            self._done = self._in_flight.pop(0)
+
+    def settle(self, now_s: float) -> None:
+        """A new tick: account for the batch that was processed since the last one."""
+        done, self._done = self._done, None
+        if done is not None:
+            measured_ms = (now_s - self._tick_s) * 1e3
+            self._cost.observe(done.size, measured_ms)
+            self._events.step(
+                t_s=self._tick_s,
+                measured_ms=measured_ms,
+                predicted_ms=done.predicted_ms,
+                decode=done.decode,
+                prefill=done.prefill,
+                parked=done.parked,
+                waiting=done.waiting,
+                context_tokens=done.size.context_tokens,
+            )
+            for req in done.reqs:
+                self.state(req).pending = 0
+                if not req.finished():
+                    self._count_tokens(req, now_s)
+            for launched in self._in_flight:
+                for req in launched.reqs:
+                    self.state(req).pending = 1
+        self._tick_s = now_s
+
+    def _count_tokens(self, req: Req, now_s: float) -> None:
+        state = self.state(req)
+        while state.output_tokens < len(req.output_ids):
+            state.token(now_s)
+            if state.thinking and req.slo_marker.completed_by(req.output_ids, state.output_tokens - 1):
+                state.end_thinking()
+
+    def receipt(self, req: Req) -> dict[str, Any] | None:
+        """The receipt of a request that has just finished; None where it asked for nothing."""
+        state = self.state(req)
+        now_s = time.perf_counter()
+        self._count_tokens(req, now_s)
+        state.finish(now_s)
+        answer = receipt(state, now_s) if state.constrained else None
+        if self._events.on:
+            self._events.finish(
+                t_s=now_s, rid=req.rid, output_tokens=len(req.output_ids), receipt=answer or receipt(state, now_s)
+            )
+        return answer
+
+    def idle(self) -> None:
+        """Nothing runs: hand out what the event stream still holds."""
+        self._events.flush()

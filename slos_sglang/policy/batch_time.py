@@ -1,0 +1,169 @@
+"""How long a batch takes, and how sure that is.
+
+A step's time is modelled as the maximum over linear pieces (paper, section 4: a roofline), each
+
+    tokens_ms * tokens + requests_ms * requests + context_ms * context + const_ms
+
+with `tokens` the new tokens of the batch (one a decoding request, the chunk of a prefill), `requests` its rows and
+`context` the sum of its rows' KV lengths. `OnlineCostModel` corrects one such piece by the steps that were measured.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """One linear piece of a cost model; coefficients in ms per unit."""
+
+    tokens_ms: float = 0.0
+    requests_ms: float = 0.0
+    context_ms: float = 0.0
+    const_ms: float = 0.0
+
+
+@dataclass(slots=True)
+class BatchSize:
+    """What the cost model needs to know of a batch: new tokens, rows, and the KV tokens those rows attend to."""
+
+    tokens: int = 0
+    requests: int = 0
+    context_tokens: int = 0
+
+    def add(self, *, tokens: int, context_tokens: int) -> None:
+        """Add one row with `tokens` new tokens that attends to `context_tokens` KV tokens, its own included."""
+        self.tokens += tokens
+        self.requests += 1
+        self.context_tokens += context_tokens
+
+
+class CostModel:
+    """A fixed cost model: the maximum over its pieces (paper, section 4)."""
+
+    def __init__(self, *pieces: Piece) -> None:
+        if not pieces:
+            raise ValueError("a cost model needs at least one piece")
+        self.pieces = pieces
+
+    @property
+    def margin(self) -> float:
+        """Factor (at least 1) by which a plan should exceed the prediction; 1 where the model is exact."""
+        return 1.0
+
+    def batch_ms(self, size: BatchSize) -> float:
+        """Predicted time of a batch, ms; 0 for an empty one."""
+        if size.requests == 0:
+            return 0.0
+        return max(
+            p.tokens_ms * size.tokens + p.requests_ms * size.requests + p.context_ms * size.context_tokens + p.const_ms
+            for p in self.pieces
+        )
+
+    def chunk_tokens(self, size: BatchSize, *, prefix_tokens: int, within_ms: float) -> int:
+        """The most new tokens that one more row, after `prefix_tokens` of KV, may add to a batch of `within_ms`."""
+        room = min(
+            (
+                within_ms
+                - p.const_ms
+                - p.tokens_ms * size.tokens
+                - p.requests_ms * (size.requests + 1)
+                - p.context_ms * (size.context_tokens + prefix_tokens)
+            )
+            / max(p.tokens_ms + p.context_ms, 1e-9)
+            for p in self.pieces
+        )
+        return max(0, int(room))
+
+    def prefill_ms(self, tokens: int, *, prefix_tokens: int = 0) -> float:
+        """Zero-load time of a prefill of `tokens` uncached tokens after `prefix_tokens` cached ones, ms."""
+        return self.batch_ms(BatchSize(tokens=tokens, requests=1, context_tokens=prefix_tokens + tokens))
+
+    def decode_token_ms(self, context_tokens: int) -> float:
+        """What one decoding row adds to a batch, ms (no share of the constant)."""
+        return max(p.tokens_ms + p.requests_ms + p.context_ms * context_tokens for p in self.pieces)
+
+    @property
+    def const_ms(self) -> float:
+        """What a step costs before any work, ms."""
+        return max(p.const_ms for p in self.pieces)
+
+
+# What the torch_cpu platform measured with the embedded model on two small cores; only a start, steps correct it.
+CPU_PRIOR = Piece(tokens_ms=0.1, requests_ms=0.35, context_ms=0.0015, const_ms=6.5)
+
+
+@dataclass
+class OnlineCostModel(CostModel):
+    """One piece, corrected by measured steps.
+
+    Exponentially weighted ridge regression towards the prior, on relative errors, with coefficients kept at or above
+    zero. A step that took more than `outlier` times its prediction (a hiccup of the machine) counts as that much.
+    `margin` follows the 90 % quantile of measured over predicted times.
+    """
+
+    prior: Piece = CPU_PRIOR
+    memory_steps: float = 2000.0
+    prior_weight: float = 0.15
+    refit_every: int = 16
+    outlier: float = 2.0
+    quantile: float = 0.9
+    steps: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        super().__init__(self.prior)
+        theta = np.array([self.prior.tokens_ms, self.prior.requests_ms, self.prior.context_ms, self.prior.const_ms])
+        if (theta <= 0).any():
+            raise ValueError(f"prior must have positive coefficients to be corrected, not {self.prior}")
+        self._prior = theta
+        self._ridge = np.diag(self.prior_weight / theta**2)
+        self._xx = np.zeros((4, 4))
+        self._xy = np.zeros(4)
+        self._margin = 1.15
+
+    @property
+    def margin(self) -> float:
+        return self._margin
+
+    def observe(self, size: BatchSize, measured_ms: float) -> None:
+        """Take in one measured step."""
+        if size.requests == 0 or measured_ms <= 0:
+            return
+        predicted = self.batch_ms(size)
+        ratio = measured_ms / predicted
+        warm = self.steps >= 2 * self.refit_every
+        target = min(measured_ms, self.outlier * predicted) if warm else measured_ms
+        x = np.array([size.tokens, size.requests, size.context_tokens, 1.0]) / target
+        keep = 1.0 - 1.0 / self.memory_steps
+        self._xx = keep * self._xx + np.outer(x, x)
+        self._xy = keep * self._xy + x
+        self.steps += 1
+        if self.steps % self.refit_every == 0 or self.steps < 8:
+            self._refit()
+        if warm:
+            # Robbins-Monro step towards the quantile: up by q, down by 1 - q.
+            gain = 0.01
+            self._margin += gain * (self.quantile if ratio > self._margin else self.quantile - 1.0)
+            self._margin = min(max(self._margin, 1.0), 1.6)
+
+    def _refit(self) -> None:
+        free = [0, 1, 2, 3]
+        theta = np.zeros(4)
+        while free:
+            a = (self._xx + self._ridge)[np.ix_(free, free)]
+            b = (self._xy + self._ridge @ self._prior)[free]
+            solved = np.linalg.solve(a, b)
+            if (solved >= 0).all():
+                theta[free] = solved
+                break
+            free = [i for i, value in zip(free, solved, strict=True) if value > 0]
+        self.pieces = (
+            Piece(
+                tokens_ms=float(theta[0]),
+                requests_ms=float(theta[1]),
+                context_ms=float(theta[2]),
+                const_ms=float(theta[3]),
+            ),
+        )

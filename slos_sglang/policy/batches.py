@@ -1,0 +1,170 @@
+"""The next batch, by earliest due token (paper, section 3: algorithm 2).
+
+A batch may last until the earliest token that is due (the paper's t0): its size is dynamic, as large as the tightest
+due token allows. Into it go, in this order,
+
+1. the decoders that would be late if they sat this batch out,
+2. prefill chunks of promised requests, earliest TTFT deadline first, as many tokens as there is time for,
+3. the other promised decoders, where time is left,
+4. best effort: decoders, then chunks. One that has waited for `best_effort_max_wait_s` counts as due instead.
+
+Everything else is parked: it keeps its KV and sits this batch out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from slos_sglang.policy.batch_time import BatchSize, CostModel
+from slos_sglang.policy.request import INF, Request
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Bounds on batches.
+
+    best_effort_max_wait_s  ageing: a best-effort request is due this long after it was last served
+    max_batch_ms            longest batch while promised prefills wait, so that a newcomer soon gets its turn
+    best_effort_fill        share of the time to the earliest due token up to which best effort may stretch a batch
+    min_chunk_tokens        a smaller chunk is not worth a row, unless it completes its prompt
+    """
+
+    best_effort_max_wait_s: float = 5.0
+    max_batch_ms: float = 120.0
+    best_effort_fill: float = 0.6
+    min_chunk_tokens: int = 16
+
+
+@dataclass(slots=True, kw_only=True)
+class Batch:
+    """A decision: who decodes, whose prompt advances by how many tokens, and how long it should take."""
+
+    decode: list[Request] = field(default_factory=list)
+    prefill: list[tuple[Request, int]] = field(default_factory=list)
+    size: BatchSize = field(default_factory=BatchSize)
+    predicted_ms: float = 0.0
+
+
+def due_s(request: Request, limits: Limits) -> float:
+    """When the request is next due: its next token if that is promised, else its turn by ageing."""
+    if not request.standard:
+        return request.served_s + limits.best_effort_max_wait_s
+    # A token in flight counts as produced.
+    return request.due_s + request.pending * request.pace_s if request.pending else request.due_s
+
+
+class _Draft:
+    """A batch being filled, and the time it may take."""
+
+    def __init__(self, cost: CostModel, limits: Limits) -> None:
+        self.cost, self.limits = cost, limits
+        self.batch = Batch()
+
+    def batch_ms_with(self, request: Request) -> float:
+        size = self.batch.size
+        return self.cost.batch_ms(
+            BatchSize(
+                tokens=size.tokens + 1,
+                requests=size.requests + 1,
+                context_tokens=size.context_tokens + request.context_tokens + 1,
+            )
+        )
+
+    def decode(self, request: Request) -> None:
+        self.batch.decode.append(request)
+        self.batch.size.add(tokens=1, context_tokens=request.context_tokens + 1)
+
+    def prefill(self, request: Request, within_ms: float) -> bool:
+        """Add a chunk of `request` if one fits; False when no further prompt can follow."""
+        left = request.uncached_tokens
+        room = self.cost.chunk_tokens(self.batch.size, prefix_tokens=request.context_tokens, within_ms=within_ms)
+        tokens = min(left, room)
+        if tokens <= 0 or (tokens < left and tokens < self.limits.min_chunk_tokens):
+            return False
+        self.batch.prefill.append((request, tokens))
+        self.batch.size.add(tokens=tokens, context_tokens=request.context_tokens + tokens)
+        return tokens == left
+
+
+def form_batch(
+    now_s: float,
+    decoding: Sequence[Request],
+    waiting: Sequence[Request],
+    cost: CostModel,
+    limits: Limits,
+) -> Batch:
+    """Choose the next batch.
+
+    now_s     when the batch will start, s
+    decoding  requests with a first token; `waiting`: those whose prompt is not yet computed
+    Returns a non-empty `Batch` whenever there is anything to run.
+    """
+    draft = _Draft(cost, limits)
+
+    def key(request: Request) -> tuple[bool, float, int]:
+        # A promise that is lost already must not cost others theirs.
+        return (not request.kept, due_s(request, limits), request.seq)
+
+    decoders = sorted(decoding, key=key)
+    prompts = sorted(waiting, key=key)
+    promised = [r for r in decoders if r.standard]
+    pressing = [r for r in prompts if r.standard or due_s(r, limits) <= now_s]
+    patient = [r for r in prompts if not (r.standard or due_s(r, limits) <= now_s)]
+
+    # How long the batch may last: until the earliest due token, planned with the cost model's own margin.
+    floor_ms = cost.batch_ms(_rows(promised))
+    slack_ms = [(due_s(r, limits) - now_s) * 1e3 / cost.margin for r in promised if r.kept]
+    window_ms = max(min(slack_ms, default=INF), floor_ms)
+    if prompts:
+        window_ms = min(window_ms, max(limits.max_batch_ms, floor_ms))
+
+    # 1. Whoever would be late after this batch and the shortest one that can follow.
+    horizon_s = now_s + (window_ms + floor_ms) * cost.margin / 1e3 if window_ms < INF else INF
+    rest: list[Request] = []
+    for request in decoders:
+        urgent = due_s(request, limits) <= horizon_s and (request.standard or due_s(request, limits) <= now_s)
+        if urgent:
+            draft.decode(request)
+        else:
+            rest.append(request)
+
+    # 2. Promised prompts, and aged ones.
+    for request in pressing:
+        if not draft.prefill(request, window_ms):
+            break
+
+    # 3. The other promised decoders. 4. Best effort, which must hardly stretch the batch.
+    best_effort_ms = window_ms if not (promised or pressing) else window_ms * limits.best_effort_fill
+    for request in rest:
+        within_ms = window_ms if request.standard else best_effort_ms
+        if draft.batch_ms_with(request) <= within_ms:
+            draft.decode(request)
+    if sum(tokens for _, tokens in draft.batch.prefill) == sum(r.uncached_tokens for r in pressing):
+        for request in patient:
+            if not draft.prefill(request, best_effort_ms):
+                break
+
+    batch = draft.batch
+    if not batch.decode and not batch.prefill:
+        _run_something(draft, decoders, prompts)
+    batch.predicted_ms = cost.batch_ms(batch.size)
+    return batch
+
+
+def _run_something(draft: _Draft, decoders: Sequence[Request], prompts: Sequence[Request]) -> None:
+    """Never idle while there is work, whatever the cost model believes."""
+    for request in decoders:
+        draft.decode(request)
+    if not decoders and prompts:
+        request = prompts[0]
+        tokens = min(request.uncached_tokens, draft.limits.min_chunk_tokens)
+        draft.batch.prefill.append((request, tokens))
+        draft.batch.size.add(tokens=tokens, context_tokens=request.context_tokens + tokens)
+
+
+def _rows(requests: Sequence[Request]) -> BatchSize:
+    size = BatchSize()
+    for request in requests:
+        size.add(tokens=1, context_tokens=request.context_tokens + 1)
+    return size

@@ -1,0 +1,174 @@
+"""What the policy knows of a request: its targets, its progress, and when its next token is due.
+
+The engine and the simulator keep one `Request` a call and tell it what happened; the policy reads it. Times are
+seconds on one monotonic clock, `inf` means unconstrained.
+
+Two schedules run side by side. The *pace* starts at the first token: when every token is on pace, the mean TPOT holds,
+as serving benchmarks judge it. The *rule* starts at the later of TTFT target and first token: by it a receipt says
+"attained" (token-deadline rule). Batches are planned by the pace; the slack of an early first token is kept in reserve.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from slos_sglang.policy.batch_time import CostModel
+from slos_sglang.slo import WireSLO
+
+INF = math.inf
+# Token-deadline rule: 5 % tolerance, checked every 10 tokens and at the end.
+TOLERANCE = 1.05
+CHECK_EVERY_TOKENS = 10
+
+Tier = Literal["standard", "best_effort"]
+
+
+def _seconds(ms: float | None) -> float:
+    return INF if ms is None else ms / 1e3
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Request:
+    """One generation call.
+
+    seq              arrival order, the last key of every sort
+    max_tokens       cap on the output; a cap, not an estimate of its length
+    ttft_s, tpot_s   targets, seconds; `tpot_s` is the current phase's
+    deadline_s       when the whole call must have ended (its budget), absolute
+    uncached_tokens  prompt tokens still to be computed
+    context_tokens   KV tokens that it holds, or will find cached
+    served_s         when it last got a token or a chunk
+    kept             False once a target was missed
+    """
+
+    rid: str
+    seq: int
+    arrival_s: float
+    slo: WireSLO | None = None
+    max_tokens: int = 1 << 30
+    # Whatever the engine or simulator needs to find its own object again; the policy never looks at it.
+    handle: Any = None
+
+    ttft_s: float = INF
+    tpot_s: float = INF
+    answer_tpot_s: float = INF
+    deadline_s: float = INF
+
+    tier: Tier = "best_effort"
+    targets_set: bool = False
+    judged: bool = False
+    announced: bool = False
+    declined: bool = False
+    thinking: bool = False
+    uncached_tokens: int = 0
+    context_tokens: int = 0
+    output_tokens: int = 0
+    first_token_s: float = INF
+    served_s: float = 0.0
+    kept: bool = True
+    preemptions: int = 0
+    phases: list[str] = field(default_factory=list)
+
+    # The pace: TPOT that batches are planned with, and when the token last produced was due by it.
+    pace_s: float = INF
+    paced_s: float = INF
+    # When the token last produced was due by the token rule.
+    ruled_s: float = INF
+    # Output tokens in flight (overlap schedule), and when the next token is due by the pace.
+    pending: int = 0
+    due_s: float = INF
+
+    @property
+    def standard(self) -> bool:
+        """True where the targets are promised."""
+        return self.tier == "standard"
+
+    @property
+    def constrained(self) -> bool:
+        """True where it asks for some target."""
+        return self.slo is not None and self.slo.constrained
+
+    def undecided(self, now_s: float) -> bool:
+        """True while admission is to be asked: it is new, or was declined and could still be in time."""
+        if not self.constrained or self.standard or self.output_tokens:
+            return False
+        return not self.judged or now_s < self.ttft_due_s
+
+    def set_targets(self, cost: CostModel, *, min_ttft_ms: float | None = None) -> None:
+        """Turn the SLO into seconds, once `uncached_tokens` and `context_tokens` are known.
+
+        A TTFT slowdown is relative to the zero-load prefill of the uncached tokens. A call with a budget and no TPOT is
+        paced as if the whole of it, prefill and up to `max_tokens` decodes, were slowed down alike to fill the budget.
+        """
+        slo = self.slo
+        if slo is None or not slo.constrained:
+            return
+        self.targets_set = True
+        prefill_ms = cost.prefill_ms(max(self.uncached_tokens, 1), prefix_tokens=self.context_tokens)
+        ttft_ms = slo.ttft_ms if slo.ttft_slowdown is None else slo.ttft_slowdown * prefill_ms
+        if ttft_ms is not None and min_ttft_ms is not None:
+            ttft_ms = max(ttft_ms, min_ttft_ms)
+        self.ttft_s = _seconds(ttft_ms)
+        self.answer_tpot_s = _seconds(slo.tpot_ms)
+        self.thinking = slo.think_end is not None
+        self.tpot_s = _seconds(slo.think_tpot_ms) if self.thinking else self.answer_tpot_s
+        self.phases = ["think" if self.thinking else "answer"]
+        self.pace_s = self.tpot_s
+        self.due_s = self.arrival_s + self.ttft_s
+        if slo.budget_ms is not None:
+            self.deadline_s = self.arrival_s + slo.budget_ms / 1e3
+            decode_ms = cost.const_ms + cost.decode_token_ms(self.uncached_tokens + self.context_tokens)
+            slowdown = slo.budget_ms / (prefill_ms + self.max_tokens * decode_ms)
+            self.pace_s = min(self.pace_s, max(slowdown, 1.0) * decode_ms / 1e3)
+            self.due_s = min(self.due_s, self.arrival_s + max(slowdown, 1.0) * prefill_ms / 1e3, self.deadline_s)
+
+    @property
+    def ttft_due_s(self) -> float:
+        """When the first token is due."""
+        return min(self.arrival_s + self.ttft_s, self.deadline_s)
+
+    def admit(self) -> None:
+        """Promise the targets."""
+        self.judged, self.tier, self.declined = True, "standard", False
+
+    def decline(self) -> None:
+        """Serve it with what is left over."""
+        self.judged, self.tier, self.declined = True, "best_effort", True
+
+    def token(self, now_s: float) -> None:
+        """An output token was produced by `now_s`: check what was due, and set when the next one is."""
+        self.output_tokens += 1
+        self.served_s = now_s
+        if self.output_tokens == 1:
+            self.first_token_s = self.paced_s = now_s
+            self.ruled_s = now_s if self.ttft_s == INF else max(now_s, self.arrival_s + self.ttft_s)
+            self.kept &= now_s <= self.arrival_s + self.ttft_s * TOLERANCE
+        else:
+            # Without a pace, and once the promise is lost, there is nothing to catch up with.
+            self.paced_s = now_s if self.pace_s == INF or not self.kept else self.paced_s + self.pace_s
+            self.ruled_s = now_s if self.tpot_s == INF else self.ruled_s + self.tpot_s
+            if self.output_tokens % CHECK_EVERY_TOKENS == 0:
+                self._check(now_s)
+        self.due_s = min(self.paced_s + self.pace_s, self.deadline_s)
+
+    def finish(self, now_s: float) -> None:
+        """The last token was produced by `now_s`: the end is checked too, and the budget."""
+        if self.output_tokens > 1:
+            self._check(now_s)
+        self.kept &= now_s <= self.deadline_s
+
+    def end_thinking(self) -> None:
+        """The end-of-thinking text has appeared: from the next token on the answer's TPOT paces."""
+        if self.thinking:
+            self.thinking = False
+            budget_pace_s = self.pace_s if self.pace_s < self.tpot_s else INF
+            self.tpot_s = self.answer_tpot_s
+            self.pace_s = min(self.answer_tpot_s, budget_pace_s)
+            self.due_s = min(self.paced_s + self.pace_s, self.deadline_s)
+            self.phases.append("answer")
+
+    def _check(self, now_s: float) -> None:
+        start_s = self.first_token_s if self.ttft_s == INF else max(self.first_token_s, self.arrival_s + self.ttft_s)
+        self.kept &= now_s <= start_s + (self.ruled_s - start_s) * TOLERANCE
