@@ -20,7 +20,12 @@ import requests
 from slos_sglang.engine.launch import Server, server
 
 # A stopped server must not take its own silence for a hang.
-COMMON_FLAGS = ("--stream-interval", "1", "--watchdog-timeout", "100000", "--random-seed", "0")
+COMMON_FLAGS = (
+    *("--stream-interval", "1"),
+    *("--watchdog-timeout", "100000"),
+    *("--random-seed", "0"),
+    *("--max-total-tokens", "65536"),  # several servers share the memory
+)
 _SETTLE_S = 0.3
 
 
@@ -41,11 +46,15 @@ class Arm:
 
 @dataclass(frozen=True, kw_only=True)
 class HostUse:
-    """What the machine did during a run, in cores: all busy time, and time stolen by the hypervisor."""
+    """What the machine did during a run, in cores.
 
-    busy_cores: float
-    stolen_cores: float
-    load_1m: float
+    `server` is the awake server's process group, `other` all that is neither it nor this process nor a child of this
+    process that ended meanwhile, `stolen` what the hypervisor gave to somebody else.
+    """
+
+    server: float
+    other: float
+    stolen: float
 
 
 class Fleet:
@@ -91,22 +100,36 @@ def fleet(model: Path, arms: tuple[Arm, ...], logs: Path) -> Iterator[Fleet]:
 
 
 @contextmanager
-def host_use() -> Iterator[list[HostUse]]:
+def host_use(server: Server) -> Iterator[list[HostUse]]:
     """Measure the machine during the block; the list holds one `HostUse` afterwards."""
     seen: list[HostUse] = []
-    start_s, start = time.monotonic(), _cpu_ticks()
+    start_s, start = time.monotonic(), _cpu_s(server)
     yield seen
-    ticks = (time.monotonic() - start_s) * os.sysconf("SC_CLK_TCK")
-    busy, stolen = (now - then for now, then in zip(_cpu_ticks(), start, strict=True))
-    seen.append(HostUse(busy_cores=busy / ticks, stolen_cores=stolen / ticks, load_1m=os.getloadavg()[0]))
+    took_s = time.monotonic() - start_s
+    busy, stolen, group, own = ((now - then) / took_s for now, then in zip(_cpu_s(server), start, strict=True))
+    seen.append(HostUse(server=group, other=max(busy - group - own, 0.0), stolen=stolen))
 
 
-def _cpu_ticks() -> tuple[int, int]:
-    """Busy and stolen clock ticks of all cores so far; source: proc(5), the first line of /proc/stat."""
+def _cpu_s(server: Server) -> tuple[float, float, float, float]:
+    """CPU seconds so far: all cores busy, stolen, the server's process group, this process and its ended children.
+
+    Source: proc(5), /proc/stat and /proc/PID/stat.
+    """
     user, nice, system, _idle, _iowait, irq, softirq, steal = map(
         int, Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()[1:9]
     )
-    return user + nice + system + irq + softirq, steal
+    group = 0
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # ended meanwhile
+        if int(fields[2]) == server.pid:
+            group += int(fields[11]) + int(fields[12])
+    tick_s = 1 / os.sysconf("SC_CLK_TCK")
+    own = os.times()
+    own_s = own.user + own.system + own.children_user + own.children_system
+    return (user + nice + system + irq + softirq) * tick_s, steal * tick_s, group * tick_s, own_s
 
 
 def _flush(url: str) -> None:

@@ -26,7 +26,6 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from statistics import median
 from typing import Annotated, Any
 
 import numpy as np
@@ -99,7 +98,7 @@ class Bench:
             vocabulary=self.vocabulary,
             hide_lengths=self.hide_lengths,
         )
-        with servers.awake(arm.name) as server, host_use() as host:
+        with servers.awake(arm.name) as server, host_use(server) as host:
             report = _drive(server.url, arm, calls)
         result = summarize(
             [ProgramRecord(id=c.id, stages=(r,)) for c, r in zip(calls, report.records, strict=True)],
@@ -125,13 +124,16 @@ class Bench:
         print(compact_table([run], header=False), file=sys.stderr, flush=True)
         return run
 
-    def calibrate(self, servers: Fleet, arm: Arm) -> ZeroLoad:
-        """Zero-load times of the idle server: five prompt lengths, seven calls each, one at a time."""
+    def calibrate(self, servers: Fleet, arm: Arm) -> None:
+        """Zero-load times of the idle server: five prompt lengths, nine calls each, one at a time.
+
+        Lower quartiles: what else runs on the machine only ever adds time.
+        """
         sizes, rng = (40, 120, 230, 450, 900), random.Random(self.seed)
         ttft_ms: dict[int, list[float]] = {size: [] for size in sizes}
         tpot_ms = []
         with servers.awake(arm.name) as server:
-            for number, size in enumerate(sizes * 7):
+            for number, size in enumerate(sizes * 9):
                 prompt = tuple(rng.randrange(self.vocabulary) for _ in range(size))
                 call = Call(
                     id=f"zero-{number}", name="zero", arrival_s=0, prompt=prompt, output_tokens=9, targets=Targets()
@@ -139,9 +141,11 @@ class Bench:
                 (record,) = asyncio.run(drive(server.url, [call], timeout_s=ANSWER_TIMEOUT_S)).records
                 ttft_ms[size].append(record.token_s[0] * 1e3)
                 tpot_ms.append(mean_tpot_ms(record.token_s) or 0.0)
-        slope, const = np.polyfit(sizes, [median(ttft_ms[size]) for size in sizes], 1)
-        self.zero_load = ZeroLoad(ttft_const_ms=float(const), ttft_token_ms=float(slope), tpot_ms=median(tpot_ms))
-        return self.zero_load
+        slope, const = np.polyfit(sizes, [np.quantile(ttft_ms[size], 0.25) for size in sizes], 1)
+        self.zero_load = ZeroLoad(
+            ttft_const_ms=float(const), ttft_token_ms=float(slope), tpot_ms=float(np.quantile(tpot_ms, 0.25))
+        )
+        print(f"zero load: {self.zero_load}", file=sys.stderr, flush=True)
 
     def warm_up(self, servers: Fleet, arms: Iterable[Arm]) -> None:
         """A short easy load for every arm, with calls of no later run; not kept."""
@@ -190,7 +194,8 @@ def best_mixed_chunk(bench: Bench, model: Path, logs: Path) -> int:
     """The chunk size whose mixed batches do best, by tight tier and all calls together."""
     arms = tuple(arm_of(f"stock-mixed-{size}") for size in CHUNK_TOKENS)
     with fleet(model, arms, logs) as servers:
-        bench.calibrate(servers, arms[-1])
+        if bench.zero_load is None:
+            bench.calibrate(servers, arms[-1])
         bench.warm_up(servers, arms)
         for repeat in range(2):
             bench.compare(servers, arms, rate_req_s=SWEEP_RATE_REQ_S, repeat=repeat, part="sweep")
@@ -217,6 +222,9 @@ def main(
     out: Annotated[Path, typer.Option()] = Path("benchmarks/results/mixed_load.json"),
     config: Annotated[Path | None, typer.Option(help="--slo-config of the slos arm")] = None,
     hide_lengths: Annotated[bool, typer.Option(help="one max_new_tokens for all, the client hangs up")] = False,
+    targets_from: Annotated[
+        Path | None, typer.Option(help="an earlier JSON, for its targets instead of a calibration")
+    ] = None,
     seed: Annotated[int, typer.Option(help="of the first repeat; the next ones count up")] = 1,
     quick: Annotated[bool, typer.Option(help="slos and stock-default, 60 programs, once: a smoke test")] = False,
 ) -> None:
@@ -229,14 +237,16 @@ def main(
         logs.mkdir(parents=True, exist_ok=True)
         vocabulary = make_tiny_model(model).vocab_tokens
         bench = Bench(programs=programs, seed=seed, vocabulary=vocabulary, hide_lengths=hide_lengths, out=out)
+        if targets_from is not None:
+            bench.zero_load = ZeroLoad(**json.loads(targets_from.read_text(encoding="utf-8"))["zero_load"])
         if not arms:
             chunk = best_mixed_chunk(bench, model, logs)
             arms = f"slos,stock-default,stock-mixed-{chunk},stock-priority,stock-priority-mixed-{chunk}"
         chosen = tuple(arm_of(name, config) for name in arms.split(","))
         stock = [arm for arm in chosen if arm.scheduler == "stock"]
         with fleet(model, chosen, logs) as servers:
-            zero_load = bench.calibrate(servers, (stock or list(chosen))[0])
-            print(f"zero load: {zero_load}", file=sys.stderr)
+            if bench.zero_load is None:
+                bench.calibrate(servers, (stock or list(chosen))[0])
             bench.warm_up(servers, chosen)
             if rates:
                 wanted = [float(rate) for rate in rates.split(",")]

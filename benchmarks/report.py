@@ -22,7 +22,7 @@ def compact_table(runs: Sequence[Run], *, header: bool = True) -> str:
     lines = []
     if header:
         tiers = "".join(f"{tier.name + ' (first)':>20}" for tier in TIERS)
-        rest = "".join(f"{name:>8}" for name in ("b.e.", "fail", "ttft99", "tpot99", "busy", "late"))
+        rest = "".join(f"{name:>8}" for name in ("b.e.", "fail", "ttft99", "tpot99", "others", "late"))
         lines.append(f"{'rate':>5} {'arm':<24}{'all':>10}{tiers}{rest}")
     for rate in sorted({run["rate_req_s"] for run in runs}):
         for arm in dict.fromkeys(run["arm"] for run in runs):
@@ -49,5 +49,5 @@ def _line(rate: float, arm: str, runs: Sequence[Run]) -> str:
     offered = mid("result", "offered")
     cells.append(f"{mid('result', 'best_effort') / offered:>8.2f}{1 - mid('result', 'finished') / offered:>8.2f}")
     cells.append(f"{mid('result', 'ttft_ms', 'p99'):>8.0f}{mid('result', 'tpot_ms', 'p99'):>8.0f}")
-    cells.append(f"{mid('host', 'busy_cores'):>8.2f}{mid('client', 'late_ms'):>8.0f}")
+    cells.append(f"{mid('host', 'other'):>8.2f}{mid('client', 'late_ms'):>8.0f}")
     return "".join(cells)
