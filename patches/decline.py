@@ -12,10 +12,14 @@ SEAM = Seam(
     "to retry would be lost.",
     can_go_when="SGLang's aborts carry response headers",
     fingerprints={
-        "sglang.srt.managers.tokenizer_manager:TokenizerManager._handle_abort_finish_reason": "23d969fdecef3c0f",
-        "sglang.srt.managers.tokenizer_manager:TokenizerManager._handle_abort_req": "a0aa7486faf12b94",
-        "sglang.srt.managers.tokenizer_manager:TokenizerManager._stream_one_response": "4a14de00a8d4359f",
-        "sglang.srt.managers.io_struct:AbortReq": "86a66ca556d15f2d",
-        "sglang.srt.managers.io_struct:FinishReasonDict": "173d689994c911c5",
+        "sglang.srt.managers.tokenizer_manager": {
+            "TokenizerManager._handle_abort_finish_reason": "23d969fdecef3c0f",
+            "TokenizerManager._handle_abort_req": "a0aa7486faf12b94",
+            "TokenizerManager._stream_one_response": "4a14de00a8d4359f",
+        },
+        "sglang.srt.managers.io_struct": {
+            "AbortReq": "86a66ca556d15f2d",
+            "FinishReasonDict": "173d689994c911c5",
+        },
     },
 )

@@ -12,7 +12,9 @@ SEAM = Seam(
     "drops the headers of an abort: a 400 or a 429 with Retry-After needs the response to wait for the first event.",
     can_go_when="SGLang takes ASGI middleware from plugins",
     fingerprints={
-        "sglang.srt.entrypoints.http_server:_setup_and_run_http_server": "9e635305bf41ed5e",
-        "sglang.srt.entrypoints.http_server:serve_generate_request": "f6022dd5661c9fad",
+        "sglang.srt.entrypoints.http_server": {
+            "_setup_and_run_http_server": "9e635305bf41ed5e",
+            "serve_generate_request": "f6022dd5661c9fad",
+        },
     },
 )

@@ -12,8 +12,10 @@ SEAM = Seam(
     "one object for the whole request.",
     can_go_when="SGLang hands request-level customized values through as they are",
     fingerprints={
-        "sglang.srt.managers.tokenizer_manager:TokenizerManager.update_request_meta_info": "ca82bc2e34df0d82",
-        "sglang.srt.managers.tokenizer_manager:TokenizerManager._handle_batch_output": "c2fe8ed40e4150bb",
-        "sglang.srt.managers.tokenizer_manager:_slice_streaming_output_meta_info": "3019551faa1b8226",
+        "sglang.srt.managers.tokenizer_manager": {
+            "TokenizerManager.update_request_meta_info": "ca82bc2e34df0d82",
+            "TokenizerManager._handle_batch_output": "c2fe8ed40e4150bb",
+            "_slice_streaming_output_meta_info": "3019551faa1b8226",
+        },
     },
 )

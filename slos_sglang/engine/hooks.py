@@ -13,6 +13,7 @@ from typing import Any
 
 from fastapi import HTTPException
 from sglang.srt.managers.io_struct import GenerateReqInput
+from starlette.middleware import Middleware
 
 from slos_sglang.engine.config import SLOConfig, config_from_env
 from slos_sglang.engine.http import Exchange, SLOMiddleware, exchange_of
@@ -30,10 +31,10 @@ def serve_http(original: Callable[..., Any], server_args: Any, *args: Any, **kwa
     """Around `_setup_and_run_http_server`: the ASGI layer, and a last look at what can't be served."""
     from sglang.srt.entrypoints.http_server import app
 
-    _config()
     if server_args.tokenizer_worker_num > 1:
         raise SystemExit("slos-sglang: --tokenizer-worker-num > 1 is not supported: workers load no plugins")
-    app.add_middleware(SLOMiddleware)
+    # Innermost: cross-origin headers and request metrics then see a refusal's own status.
+    app.user_middleware.append(Middleware(SLOMiddleware))
     return original(server_args, *args, **kwargs)
 
 

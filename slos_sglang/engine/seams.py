@@ -20,7 +20,7 @@ import pkgutil
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,7 +45,8 @@ class Seam:
     hook          ours, in the same notation; imported only when it is bound
     why           what it is for
     can_go_when   what SGLang would have to offer for it to disappear
-    fingerprints  every SGLang definition it was written against (an "around" target included) and its fingerprint
+    fingerprints  every SGLang definition it was written against (an "around" target included): module -> name ->
+                  fingerprint
     """
 
     name: str
@@ -55,7 +56,14 @@ class Seam:
     hook: str
     why: str
     can_go_when: str
-    fingerprints: Mapping[str, str] = field(hash=False)
+    fingerprints: Mapping[str, Mapping[str, str]]
+
+    def expected(self) -> dict[str, str | None]:
+        """Definition -> expected fingerprint, the target first; None: it only has to exist."""
+        relied_on = {
+            f"{module}:{name}": mark for module, names in self.fingerprints.items() for name, mark in names.items()
+        }
+        return {self.target: relied_on.get(self.target), **relied_on}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +156,8 @@ def _walk(body: Iterable[ast.stmt], prefix: str) -> Iterator[tuple[str, ast.AST]
         elif isinstance(node, ast.Assign | ast.AnnAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             yield from ((prefix + target.id, node) for target in targets if isinstance(target, ast.Name))
+        elif isinstance(node, ast.ImportFrom):
+            yield from ((prefix + (alias.asname or alias.name), node) for alias in node.names)
         elif isinstance(node, ast.If | ast.Try):
             for part in ("body", "orelse", "finalbody"):
                 yield from _walk(getattr(node, part, ()), prefix)
@@ -158,8 +168,7 @@ def check(seams: Iterable[Seam], tree: SourceTree | None = None) -> list[Finding
     tree = tree or SourceTree.of("sglang")
     findings = []
     for seam in seams:
-        for definition in dict.fromkeys((seam.target, *seam.fingerprints)):
-            expected = seam.fingerprints.get(definition)
+        for definition, expected in seam.expected().items():
             found = tree.fingerprint(definition)
             state: State = "missing" if found is None else "ok" if expected in (None, found) else "changed"
             findings.append(Finding(seam=seam, definition=definition, state=state, expected=expected, found=found))
@@ -216,6 +225,10 @@ def apply(process: Process) -> None:
         bind(seam)
 
 
+_MODULE = re.compile(r'"(sglang[\w.]*)": \{([^{}]*)\}')
+_MARK = re.compile(r'"([\w.]+)": "([0-9a-f]*)"')
+
+
 def renew(folder: Path, tree: SourceTree) -> list[str]:
     """Write the fingerprints of the installed SGLang into the files of `patches/`; the definitions that changed.
 
@@ -223,18 +236,21 @@ def renew(folder: Path, tree: SourceTree) -> list[str]:
     """
     changed = []
 
-    def renewed(match: re.Match[str]) -> str:
-        definition, old = match.groups()
-        new = tree.fingerprint(definition)
-        if new is None:
-            raise SeamError(f"slos-sglang: {definition} does not exist in {tree.root}")
-        if new != old:
-            changed.append(definition)
-        return f'"{definition}": "{new}"'
+    def module(match: re.Match[str]) -> str:
+        def mark(inner: re.Match[str]) -> str:
+            definition, old = f"{match[1]}:{inner[1]}", inner[2]
+            new = tree.fingerprint(definition)
+            if new is None:
+                raise SeamError(f"slos-sglang: {definition} does not exist in {tree.root}")
+            if new != old:
+                changed.append(definition)
+            return f'"{inner[1]}": "{new}"'
+
+        return f'"{match[1]}": {{{_MARK.sub(mark, match[2])}}}'
 
     for file in sorted(folder.glob("*.py")):
         text = file.read_text(encoding="utf-8")
-        file.write_text(re.sub(r'"(sglang[\w.]*:[\w.]+)": "([0-9a-f]*)"', renewed, text), encoding="utf-8")
+        file.write_text(_MODULE.sub(module, text), encoding="utf-8")
     return changed
 
 
