@@ -9,7 +9,7 @@ from typing import Any
 
 from sglang.lang.interpreter import ProgramState
 
-from slos_sglang.lang.annotate import annotate
+from slos_sglang.lang.by_name import annotate
 from slos_sglang.lang.carry import install
 from slos_sglang.lang.nodes import gen, select
 from slos_sglang.lang.scope import stage

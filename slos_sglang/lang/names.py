@@ -18,7 +18,7 @@ from typing import Any
 from sglang.lang.ir import SglFunction
 
 _CALLS = {"gen", "gen_int", "gen_string", "select"}
-_KNOWN_PACKAGES = sys.stdlib_module_names | {"sglang"}
+_WITHOUT_GENS = sys.stdlib_module_names | {"sglang", "slos_sglang"}
 
 
 def gen_names(body: Callable[..., Any]) -> tuple[set[str], bool]:
@@ -49,13 +49,17 @@ def gen_names(body: Callable[..., Any]) -> tuple[set[str], bool]:
                 complete &= sure
             elif isinstance(target, SglFunction):
                 todo.append(target.func)
-            elif isinstance(target, FunctionType) and target.__module__.split(".")[0] not in _KNOWN_PACKAGES:
+            elif isinstance(target, FunctionType) and not _without_gens(target.__module__):
                 todo.append(target)
             elif target is None and not (isinstance(call.func, ast.Name) and call.func.id in local):
                 # A method, or something in a variable: harmless unless it gets the state.
                 state = next(iter(inspect.signature(function).parameters), None)
                 complete &= not any(isinstance(arg, ast.Name) and arg.id == state for arg in call.args)
     return names, complete
+
+
+def _without_gens(module: str) -> bool:
+    return module.split(".")[0] in _WITHOUT_GENS and not module.startswith("slos_sglang.programs")
 
 
 def _is_gen(callee: ast.expr, target: Any) -> bool:
@@ -71,11 +75,13 @@ def _name_of(call: ast.Call) -> tuple[set[str], bool]:
 
 
 def _resolve(callee: ast.expr, function: Callable[..., Any]) -> Any:
-    """What a callee written as a name, or as a module's attribute, stands for outside the function; else None."""
+    """What a callee stands for outside the function; else None. A program's methods (`run`) stand for the program."""
     if isinstance(callee, ast.Name):
         around = inspect.getclosurevars(function).nonlocals
         return around.get(callee.id, function.__globals__.get(callee.id, vars(builtins).get(callee.id)))
     if isinstance(callee, ast.Attribute):
         owner = _resolve(callee.value, function)
-        return getattr(owner, callee.attr, None) if isinstance(owner, ModuleType | SglFunction) else None
+        if isinstance(owner, SglFunction):
+            return owner
+        return getattr(owner, callee.attr, None) if isinstance(owner, ModuleType) else None
     return None

@@ -1,20 +1,31 @@
 """What leaves the client: every request of a program carries the promises around it, and nothing else changes."""
 
 import json
+import pkgutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import sglang as sgl
 from sglang.lang.interpreter import StreamExecutor
 from stub_endpoint import stub_endpoint
 
-from slos_sglang import SLO, gen, presets, select, stage
+from slos_sglang import SLO, gen, patches, presets, select, stage
 from slos_sglang.lang import carry, receipts, scope
 from slos_sglang.slo import parse_wire
 
 pytestmark = pytest.mark.filterwarnings("error")
 LOOP = presets.TOOL_LOOP
+CLIENT_SEAMS = [seam for seam in patches.SEAMS if seam.process == "client"]
+
+
+def unpatch(monkeypatch):
+    """SGLang's frontend as it comes, until the test ends."""
+    for seam in CLIENT_SEAMS:
+        target = seam.target.replace(":", ".")
+        monkeypatch.setattr(target, pkgutil.resolve_name(seam.target).__wrapped__)
+    assert not hasattr(StreamExecutor.submit, "__slos_seam__")
 
 
 class Clock:
@@ -410,9 +421,7 @@ def test_an_unannotated_program_sends_the_same_bytes_as_under_plain_sglang(serve
 
     before = threading.active_count()
     ours = bodies()
-    for owner, name, *_ in carry.PATCHED:
-        monkeypatch.setattr(owner, name, getattr(owner, name).slos_original)
-    assert not hasattr(StreamExecutor.submit, "slos_original")
+    unpatch(monkeypatch)
     assert bodies() == ours
     assert len(ours) > 20 and b"custom_params" not in b"".join(ours)
 
@@ -459,22 +468,18 @@ def test_wrong_values_are_refused_where_they_are_written(build, message):
 
 
 def test_install_is_idempotent():
-    before = [getattr(owner, name) for owner, name, *_ in carry.PATCHED]
+    before = [pkgutil.resolve_name(seam.target) for seam in CLIENT_SEAMS]
     carry.install()
-    assert [getattr(owner, name) for owner, name, *_ in carry.PATCHED] == before
+    assert [pkgutil.resolve_name(seam.target) for seam in CLIENT_SEAMS] == before
 
 
 def test_another_sglang_is_refused_and_left_alone(monkeypatch):
-    for owner, name, *_ in carry.PATCHED:
-        monkeypatch.setattr(owner, name, getattr(owner, name).slos_original)
-
-    def fork(self, size=1):
-        """Not the definition this was written for."""
-
-    monkeypatch.setattr(StreamExecutor, "fork", fork)
-    with pytest.raises(RuntimeError, match="StreamExecutor.fork has fingerprint"):
+    unpatch(monkeypatch)
+    last = replace(CLIENT_SEAMS[-1], fingerprints={CLIENT_SEAMS[-1].target: "0" * 16})
+    monkeypatch.setattr(patches, "SEAMS", (*CLIENT_SEAMS[:-1], last))
+    with pytest.raises(RuntimeError, match=f"{last.target} has changed"):
         carry.install()
-    assert not hasattr(StreamExecutor.submit, "slos_original")
+    assert not hasattr(StreamExecutor.submit, "__slos_seam__")
 
 
 def test_wire_form_is_flat_json(server, backend):
