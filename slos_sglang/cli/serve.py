@@ -30,20 +30,22 @@ def serve(
 ) -> None:
     """Serve a model with the SLO scheduler; every flag of 'sglang serve' works here as it does there."""
     from slos_sglang.engine.config import CONFIG_ENV, load_config
-    from slos_sglang.engine.plugin import SWITCH_ENV
+    from slos_sglang.engine.plugin import OPERATOR_MIXED_ENV, SWITCH_ENV
     from slos_sglang.engine.seams import require
     from slos_sglang.patches import SEAMS
 
     load_config(slo_config)
     _require_plugin()
     require(seam for seam in SEAMS if seam.process != "client")
+    flags = with_defaults(context.args)
     os.environ[SWITCH_ENV] = "1"
+    os.environ[OPERATOR_MIXED_ENV] = "1" if flags == context.args else "0"
     if slo_config is not None:
         os.environ[CONFIG_ENV] = str(slo_config.resolve())
     else:
         os.environ.pop(CONFIG_ENV, None)
     sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-c", _SGLANG, "serve", *with_defaults(context.args)])
+    os.execv(sys.executable, [sys.executable, "-c", _SGLANG, "serve", *flags])
 
 
 def with_defaults(flags: list[str]) -> list[str]:

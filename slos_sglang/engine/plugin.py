@@ -15,6 +15,8 @@ from types import TracebackType
 from typing import Literal
 
 SWITCH_ENV = "SLOS_SGLANG"
+# "0" where `slos-sglang serve` added `--enable-mixed-chunk`, not the operator: traffic without SLOs is then not mixed.
+OPERATOR_MIXED_ENV = "SLOS_SGLANG_OPERATOR_MIXED"
 
 
 def switched_on() -> bool:

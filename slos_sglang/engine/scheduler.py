@@ -26,8 +26,10 @@ from sglang.srt.runtime_context import get_parallel
 from slos_sglang.engine.batch_split import rejoin, split
 from slos_sglang.engine.clock import TickingReceiver
 from slos_sglang.engine.config import config_from_env
+from slos_sglang.engine.plugin import OPERATOR_MIXED_ENV
 from slos_sglang.engine.receipt_stream import SLOOutputStreamer
 from slos_sglang.engine.tracking import Tracker
+from slos_sglang.engine.wire import abort_reason
 from slos_sglang.policy.admission import Verdict
 from slos_sglang.policy.batch_time import OnlineCostModel
 from slos_sglang.policy.batches import Batch, Limits
@@ -35,9 +37,6 @@ from slos_sglang.policy.request import Request
 from slos_sglang.policy.scheduler import Scheduler as Policy
 
 logger = logging.getLogger(__name__)
-
-# "0" where `slos-sglang serve` added `--enable-mixed-chunk`, not the operator: traffic without SLOs is then not mixed.
-OPERATOR_MIXED_ENV = "SLOS_SGLANG_OPERATOR_MIXED"
 
 
 class ParkingAdder(PrefillAdder):
@@ -109,14 +108,13 @@ class SLOScheduler(Scheduler):  # type: ignore[misc]
         try:
             self._tracker.enqueue(req, self._now_s, is_retracted=is_retracted)
         except ValueError as error:
-            self._refuse(req, HTTPStatus.BAD_REQUEST, str(error))
+            self._refuse(req, abort_reason(HTTPStatus.BAD_REQUEST, str(error)))
             return
         super()._add_request_to_queue(req, is_retracted=is_retracted)
 
-    def _refuse(self, req: Req, status: HTTPStatus, message: str, **more: Any) -> None:
+    def _refuse(self, req: Req, reason: dict[str, Any]) -> None:
         """End a request that is not (or no longer) queued with an HTTP status."""
         self._release_aborted_request(req)
-        reason = {"type": "abort", "status_code": status, "message": message, **more}
         self.send_abort_output(_make_abort_req(req, finished_reason=reason), req)
 
     # A step -----------------------------------------------------------------------------------------------------
@@ -173,7 +171,7 @@ class SLOScheduler(Scheduler):  # type: ignore[misc]
         req = request.handle
         self.waiting_queue.remove(req)
         message = f"declined: {verdict.reason}; it could be met in about {verdict.retry_after_s:.1f} s"
-        self._refuse(req, HTTPStatus.TOO_MANY_REQUESTS, message, retry_after_s=verdict.retry_after_s)
+        self._refuse(req, abort_reason(HTTPStatus.TOO_MANY_REQUESTS, message, retry_after_s=verdict.retry_after_s))
 
     def _apply(self, batch: Batch, running_batch: ScheduleBatch) -> NextBatchPlan:
         """Turn the policy's batch into SGLang's: prefill and mixed steps here, the rest in `update_running_batch`."""

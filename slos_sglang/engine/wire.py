@@ -96,26 +96,24 @@ def _first(*values: object) -> object:
 RETRY_KEY = "retry_after_ms"
 
 
-def decline_reason(message: str, retry_after_s: float) -> dict[str, Any]:
-    """The `finished_reason` of a scheduler's abort that becomes HTTP 429.
+def abort_reason(status: HTTPStatus, message: str, *, retry_after_s: float | None = None) -> dict[str, Any]:
+    """The `finished_reason` of a scheduler's abort that becomes an HTTP error.
 
-    Milliseconds as an integer: SGLang's messages between processes allow text, integers and lists of them here
-    (`FinishReasonDict`), a float would kill the receiving process.
+    The time travels as whole milliseconds: SGLang's messages between processes allow texts, integers and lists of
+    integers here (`FinishReasonDict`); a float would kill the process that receives it.
     """
-    return {
-        "type": "abort",
-        "status_code": int(HTTPStatus.TOO_MANY_REQUESTS),
-        "message": message,
-        RETRY_KEY: max(0, math.ceil(retry_after_s * 1000)),
-    }
+    reason: dict[str, Any] = {"type": "abort", "status_code": int(status), "message": message}
+    if retry_after_s is not None:
+        reason[RETRY_KEY] = max(0, math.ceil(retry_after_s * 1000))
+    return reason
 
 
 def declined(finish_reason: Mapping[str, Any] | None) -> Refused | None:
-    """The refusal that a `decline_reason` stands for; None for any other reason to finish."""
+    """The refusal that an abort with a time to retry stands for; None for any other reason to finish."""
     if not finish_reason or RETRY_KEY not in finish_reason:
         return None
     return Refused(
         finish_reason["message"],
-        status=HTTPStatus.TOO_MANY_REQUESTS,
+        status=HTTPStatus(finish_reason["status_code"]),
         retry_after_s=finish_reason[RETRY_KEY] / 1000,
     )
