@@ -291,7 +291,11 @@ def _draw_steps(tokens: Axes, times: Axes, steps: Sequence[Step], zero_s: float)
     # A chunk has a hundred times the tokens of a decode: the square root lets both be seen.
     tokens.set_yscale("function", functions=(lambda y: np.sqrt(np.maximum(y, 0)), np.square))
     tokens.set_ylim(0, most * 1.1)
-    tokens.set_yticks([n for n in (0, 5, 20, 50, 100, 200, 500, 1000, 2000) if n <= most * 1.1])
+    ticks = [0.0]
+    for count in (5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000):
+        if count**0.5 - ticks[-1] ** 0.5 > 0.2 * most**0.5 and count <= most:
+            ticks.append(count)
+    tokens.set_yticks(ticks)
     times.scatter(start, measured, s=7, c=_INK, alpha=0.55, linewidths=0, zorder=3)
     times.scatter(start, predicted, s=9, marker="_", c=_PREDICTED, linewidths=1.1, zorder=4)
     times.set_ylabel("ms a batch", fontsize=10, color=_INK)
