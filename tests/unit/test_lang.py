@@ -475,7 +475,8 @@ def test_install_is_idempotent():
 
 def test_another_sglang_is_refused_and_left_alone(monkeypatch):
     unpatch(monkeypatch)
-    last = replace(CLIENT_SEAMS[-1], fingerprints={CLIENT_SEAMS[-1].target: "0" * 16})
+    module, _, name = CLIENT_SEAMS[-1].target.partition(":")
+    last = replace(CLIENT_SEAMS[-1], fingerprints={module: {name: "0" * 16}})
     monkeypatch.setattr(patches, "SEAMS", (*CLIENT_SEAMS[:-1], last))
     with pytest.raises(RuntimeError, match=f"{last.target} has changed"):
         carry.install()
