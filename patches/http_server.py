@@ -12,6 +12,13 @@ SEAM = Seam(
     "drops the headers of an abort: a 400 or a 429 with Retry-After needs the response to wait for the first event.",
     can_go_when="SGLang takes ASGI middleware from plugins",
     fingerprints={
+        "sglang.srt.managers.data_parallel_controller": {
+            "SCHEDULER_PIDS_ARG": "28e725949ec747e4",
+            "DataParallelController.get_init_info": "d4f03c8bfeddaaec",
+        },
+        "sglang.srt.entrypoints.engine": {
+            "_wait_for_scheduler_ready": "ea2a101b5544c267",
+        },
         "sglang.srt.entrypoints.http_server": {
             "_setup_and_run_http_server": "9e635305bf41ed5e",
             "serve_generate_request": "f6022dd5661c9fad",

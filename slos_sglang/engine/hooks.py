@@ -17,6 +17,7 @@ from starlette.middleware import Middleware
 
 from slos_sglang.engine.config import SLOConfig, config_from_env
 from slos_sglang.engine.http import Exchange, SLOMiddleware, exchange_of
+from slos_sglang.engine.plugin import ANNOUNCED_KEY
 from slos_sglang.engine.wire import NOWHERE, Refused, Source, admit, declined
 
 RECEIPT_KEY = "slo"
@@ -27,15 +28,31 @@ def _config() -> SLOConfig:
     return config_from_env()
 
 
-def serve_http(original: Callable[..., Any], server_args: Any, *args: Any, **kwargs: Any) -> Any:
-    """Around `_setup_and_run_http_server`: the ASGI layer, and a last look at what can't be served."""
+def serve_http(
+    original: Callable[..., Any],
+    server_args: Any,
+    tokenizer_manager: Any,
+    template_manager: Any,
+    port_args: Any,
+    scheduler_infos: list[dict[str, Any]],
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """Around `_setup_and_run_http_server`: the ASGI layer, and a last look at what can't be served.
+
+    Raises `SystemExit` where requests would be scheduled by somebody else after all. (A data-parallel controller
+    passes no announcements on.)
+    """
     from sglang.srt.entrypoints.http_server import app
+    from sglang.srt.managers.data_parallel_controller import SCHEDULER_PIDS_ARG
 
     if server_args.tokenizer_worker_num > 1:
-        raise SystemExit("slos-sglang: --tokenizer-worker-num > 1 is not supported: workers load no plugins")
+        raise SystemExit("slos-sglang: --tokenizer-worker-num > 1 is not supported: SGLang's workers load no plugins")
+    if any(ANNOUNCED_KEY not in info and SCHEDULER_PIDS_ARG not in info for info in scheduler_infos):
+        raise SystemExit("slos-sglang: a scheduler is not ours: another plugin or launcher has replaced it")
     # Innermost: cross-origin headers and request metrics then see a refusal's own status.
     app.user_middleware.append(Middleware(SLOMiddleware))
-    return original(server_args, *args, **kwargs)
+    return original(server_args, tokenizer_manager, template_manager, port_args, scheduler_infos, *args, **kwargs)
 
 
 async def generate_request(

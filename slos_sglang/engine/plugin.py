@@ -17,6 +17,8 @@ from typing import Literal
 SWITCH_ENV = "SLOS_SGLANG"
 # "0" where `slos-sglang serve` added `--enable-mixed-chunk`, not the operator: traffic without SLOs is then not mixed.
 OPERATOR_MIXED_ENV = "SLOS_SGLANG_OPERATOR_MIXED"
+# By this key in its first message to the HTTP process a scheduler says that it is ours.
+ANNOUNCED_KEY = "slos_sglang"
 
 
 def switched_on() -> bool:

@@ -26,7 +26,7 @@ from sglang.srt.runtime_context import get_parallel
 from slos_sglang.engine.batch_split import rejoin, split
 from slos_sglang.engine.clock import TickingReceiver
 from slos_sglang.engine.config import config_from_env
-from slos_sglang.engine.plugin import OPERATOR_MIXED_ENV
+from slos_sglang.engine.plugin import ANNOUNCED_KEY, OPERATOR_MIXED_ENV
 from slos_sglang.engine.receipt_stream import SLOOutputStreamer
 from slos_sglang.engine.tracking import Tracker
 from slos_sglang.engine.wire import abort_reason
@@ -92,6 +92,9 @@ class SLOScheduler(Scheduler):  # type: ignore[misc]
 
     def get_prefill_adder_class(self) -> type[PrefillAdder]:
         return ParkingAdder
+
+    def get_init_info(self) -> dict[str, Any]:
+        return super().get_init_info() | {ANNOUNCED_KEY: type(self).__name__}
 
     # Requests ---------------------------------------------------------------------------------------------------
 
