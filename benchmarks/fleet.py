@@ -1,7 +1,8 @@
 """Several servers on one small machine, one of them awake at a time.
 
 Arms of a comparison must share the machine's mood: they are all started once and then take turns within each repeat.
-Those that wait are stopped (SIGSTOP on their process groups), so they neither compute nor poll.
+Those that wait are stopped (SIGSTOP on their process groups), so they neither compute nor poll. Where it is allowed
+servers and client go before everything else on the machine; what else ran is measured all the same.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ COMMON_FLAGS = (
     *("--max-total-tokens", "65536"),  # several servers share the memory
 )
 _SETTLE_S = 0.3
+_PREFERRED_NICE = -15
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,11 +94,36 @@ def fleet(model: Path, arms: tuple[Arm, ...], logs: Path) -> Iterator[Fleet]:
                     log=logs / f"{arm.name}.log",
                 )
             )
+            stack.enter_context(going_first(started.pid))
             # A stopped process takes its ending only after it was woken.
             stack.callback(os.killpg, started.pid, signal.SIGCONT)
             os.killpg(started.pid, signal.SIGSTOP)
             servers[arm.name] = started
         yield Fleet(servers)
+
+
+@contextmanager
+def going_first(pid: int) -> Iterator[bool]:
+    """Let the process group `pid` (and its session, where Linux schedules by sessions) run before others meanwhile.
+
+    Yields False where the system does not let us; it is an even contest then.
+    """
+    autogroup = Path(f"/proc/{pid}/autogroup")
+    before = autogroup.read_text(encoding="ascii").split()[-1] if autogroup.exists() else None
+    nice = os.getpriority(os.PRIO_PGRP, pid)
+    try:
+        os.setpriority(os.PRIO_PGRP, pid, _PREFERRED_NICE)
+        if before is not None:
+            autogroup.write_text(str(_PREFERRED_NICE), encoding="ascii")
+    except OSError:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        os.setpriority(os.PRIO_PGRP, pid, nice)
+        if before is not None:
+            autogroup.write_text(before, encoding="ascii")
 
 
 @contextmanager

@@ -18,26 +18,25 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import platform
 import random
+import signal
 import sys
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
-from fleet import Arm, Fleet, fleet, host_use
+from fleet import Arm, Fleet, fleet, going_first, host_use
 from report import compact_table, score
 from workload import TIERS, TIGHT, ZeroLoad, mixed_calls, with_priority
 
 from slos_sglang.measure.attainment import Targets, mean_tpot_ms
 from slos_sglang.measure.load import Call, LoadReport, drive
 from slos_sglang.measure.result import ProgramRecord, summarize
-from slos_sglang.tiny_model import make_tiny_model
 
 CHUNK_TOKENS = (64, 128, 256, 512, 1024)
 TIGHT_TARGET = 0.70
@@ -68,14 +67,21 @@ def arm_of(name: str, config: Path | None = None) -> Arm:
     return Arm(name=name, scheduler="stock", flags=flags)
 
 
+@dataclass(kw_only=True)
 class Bench:
-    """One machine, one workload: runs arms under it and keeps every run."""
+    """One machine, one workload: runs arms under it and keeps every run.
 
-    def __init__(self, *, programs: int, seed: int, vocabulary: int, hide_lengths: bool, out: Path) -> None:
-        self.programs, self.seed, self.vocabulary = programs, seed, vocabulary
-        self.hide_lengths, self.out = hide_lengths, out
-        self.zero_load: ZeroLoad | None = None
-        self.runs: list[Run] = []
+    `preferred` says whether the servers run before everything else; `zero_load` comes from a calibration.
+    """
+
+    programs: int
+    seed: int
+    vocabulary: int
+    hide_lengths: bool
+    preferred: bool
+    out: Path
+    zero_load: ZeroLoad | None = None
+    runs: list[Run] = field(default_factory=list)
 
     def compare(self, servers: Fleet, arms: Sequence[Arm], *, rate_req_s: float, repeat: int, part: str) -> list[Run]:
         """One run of each arm, all with the same calls; the first arm rotates with the repeat."""
@@ -166,7 +172,7 @@ class Bench:
         assert self.zero_load is not None
         self.out.parent.mkdir(parents=True, exist_ok=True)
         data = {
-            "machine": {"cores": os.cpu_count(), "cpu": platform.processor() or platform.machine()},
+            "machine": {"cores": os.cpu_count(), "cpu": _cpu_name(), "preferred": self.preferred},
             "programs": self.programs,
             "hide_lengths": self.hide_lengths,
             "zero_load": asdict(self.zero_load),
@@ -174,6 +180,11 @@ class Bench:
             "runs": self.runs,
         }
         self.out.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+
+
+def _cpu_name() -> str:
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 def _drive(url: str, arm: Arm, calls: Sequence[Call]) -> LoadReport:
@@ -232,11 +243,13 @@ def main(
     if quick:
         arms, rates, repeats, programs = arms or "slos,stock-default", rates or "8", 1, 60
     started_s = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="mixed-load-") as directory:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no server is left behind
+    with tempfile.TemporaryDirectory(prefix="mixed-load-") as directory, going_first(os.getpgrp()) as preferred:
         model, logs = Path(directory, "model"), out.parent / "logs"
         logs.mkdir(parents=True, exist_ok=True)
-        vocabulary = make_tiny_model(model).vocab_tokens
-        bench = Bench(programs=programs, seed=seed, vocabulary=vocabulary, hide_lengths=hide_lengths, out=out)
+        bench = Bench(
+            programs=programs, seed=seed, vocabulary=vocabulary, hide_lengths=hide_lengths, preferred=preferred, out=out
+        )
         if targets_from is not None:
             bench.zero_load = ZeroLoad(**json.loads(targets_from.read_text(encoding="utf-8"))["zero_load"])
         if not arms:
