@@ -248,7 +248,12 @@ def main(
         model, logs = Path(directory, "model"), out.parent / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         bench = Bench(
-            programs=programs, seed=seed, vocabulary=vocabulary, hide_lengths=hide_lengths, preferred=preferred, out=out
+            programs=programs,
+            seed=seed,
+            vocabulary=make_tiny_model(model).vocab_tokens,
+            hide_lengths=hide_lengths,
+            preferred=preferred,
+            out=out,
         )
         if targets_from is not None:
             bench.zero_load = ZeroLoad(**json.loads(targets_from.read_text(encoding="utf-8"))["zero_load"])
