@@ -37,21 +37,21 @@ def judge(now_s: float, request: Request, promised: Sequence[Request], cost: Cos
         return Verdict(admitted=False, reason="its budget is spent")
     everyone = [r for r in promised if r.kept and r is not request]
     everyone.append(request)
-    share = _decode_share(everyone, cost, limits)
+    margin = cost.margin * limits.admission_headroom
+    share = _decode_share(everyone, cost) * margin
     if share > 1.0:
         return Verdict(
             admitted=False,
             reason=f"the decode rate promised would take {share:.0%} of the server",
             retry_after_s=_retry_after_s(everyone),
         )
-    own_due_s = due_of_prompt(request)
-    for at_s in sorted({due_of_prompt(r) for r in everyone if r.uncached_tokens}):
-        if at_s < own_due_s or at_s == INF:
+    for at_s in sorted({r.due_s for r in everyone if r.uncached_tokens}):
+        if at_s < request.due_s or at_s == INF:
             continue
-        time_ms = (at_s - now_s) * 1e3 / cost.margin
+        time_ms = (at_s - now_s) * 1e3 / margin
         work_ms = _demand_ms(at_s, now_s, everyone, cost, limits)
         if work_ms > time_ms:
-            whose = "its own" if at_s == own_due_s else "an earlier promise's"
+            whose = "its own" if at_s == request.due_s else "an earlier promise's"
             return Verdict(
                 admitted=False,
                 reason=f"{work_ms:.0f} ms of work is due within {max(time_ms, 0):.0f} ms, {whose} first-token deadline",
@@ -60,19 +60,14 @@ def judge(now_s: float, request: Request, promised: Sequence[Request], cost: Cos
     return ADMITTED
 
 
-def due_of_prompt(request: Request) -> float:
-    """When a prompt must be computed, s."""
-    return request.due_s
-
-
-def _step_ms(requests: Sequence[Request], limits: Limits) -> float:
-    """How long batches may last while these decode: the tightest pace, or the longest batch."""
+def _tightest_pace_ms(requests: Sequence[Request]) -> float:
+    """How long batches may last while all of these decode."""
     return min([r.pace_s * 1e3 for r in requests if r.pace_s < INF], default=INF)
 
 
-def _decode_share(requests: Sequence[Request], cost: CostModel, limits: Limits) -> float:
+def _decode_share(requests: Sequence[Request], cost: CostModel) -> float:
     """Share of the server's time that decoding all of them at their pace takes, with the constant of each batch."""
-    step_ms = _step_ms(requests, limits)
+    step_ms = _tightest_pace_ms(requests)
     if step_ms == INF:
         return 0.0
     rate = sum(
@@ -80,12 +75,12 @@ def _decode_share(requests: Sequence[Request], cost: CostModel, limits: Limits) 
         for r in requests
         if r.pace_s < INF
     )
-    return (rate + cost.const_ms / step_ms) * cost.margin
+    return rate + cost.const_ms / step_ms
 
 
 def _demand_ms(at_s: float, now_s: float, requests: Sequence[Request], cost: CostModel, limits: Limits) -> float:
     """Work due by `at_s`, ms."""
-    step_ms = min(_step_ms(requests, limits), limits.max_batch_ms)
+    step_ms = min(_tightest_pace_ms(requests), limits.max_batch_ms)
     work_ms = cost.const_ms * max(1.0, (at_s - now_s) * 1e3 / step_ms)
     for r in requests:
         due = r.due_s

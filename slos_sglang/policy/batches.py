@@ -6,7 +6,8 @@ due token allows. Into it go, in this order,
 1. the decoders that would be late if they sat this batch out,
 2. prefill chunks of promised requests, earliest TTFT deadline first, as many tokens as there is time for,
 3. the other promised decoders, where time is left,
-4. best effort: decoders, then chunks. One that has waited for `best_effort_max_wait_s` counts as due instead.
+4. best effort: decoders, then chunks; in a batch that is its `turn`, those that have waited for
+   `best_effort_max_wait_s` go first instead.
 
 Everything else is parked: it keeps its KV and sits this batch out.
 """
@@ -25,15 +26,19 @@ class Limits:
     """Bounds on batches.
 
     best_effort_max_wait_s  ageing: a best-effort request is due this long after it was last served
+    best_effort_share       most of the time that aged best effort may take from promised requests
     max_batch_ms            longest batch while promised prefills wait, so that a newcomer soon gets its turn
     best_effort_fill        share of the time to the earliest due token up to which best effort may stretch a batch
     min_chunk_tokens        a smaller chunk is not worth a row, unless it completes its prompt
+    admission_headroom      admission asks for this many times the work it foresees: batches are whole, it is not
     """
 
     best_effort_max_wait_s: float = 5.0
-    max_batch_ms: float = 120.0
+    best_effort_share: float = 0.25
+    max_batch_ms: float = 60.0
     best_effort_fill: float = 0.6
     min_chunk_tokens: int = 16
+    admission_headroom: float = 1.13
 
 
 @dataclass(slots=True, kw_only=True)
@@ -52,6 +57,11 @@ def due_s(request: Request, limits: Limits) -> float:
         return request.served_s + limits.best_effort_max_wait_s
     # A token in flight counts as produced.
     return request.due_s + request.pending * request.pace_s if request.pending else request.due_s
+
+
+def aged(request: Request, now_s: float, limits: Limits) -> bool:
+    """True for best effort that was not served for too long."""
+    return not request.standard and due_s(request, limits) <= now_s
 
 
 class _Draft:
@@ -93,11 +103,14 @@ def form_batch(
     waiting: Sequence[Request],
     cost: CostModel,
     limits: Limits,
+    *,
+    turn: bool = False,
 ) -> Batch:
     """Choose the next batch.
 
     now_s     when the batch will start, s
     decoding  requests with a first token; `waiting`: those whose prompt is not yet computed
+    turn      aged best effort goes first
     Returns a non-empty `Batch` whenever there is anything to run.
     """
     draft = _Draft(cost, limits)
@@ -109,8 +122,8 @@ def form_batch(
     decoders = sorted(decoding, key=key)
     prompts = sorted(waiting, key=key)
     promised = [r for r in decoders if r.standard]
-    pressing = [r for r in prompts if r.standard or due_s(r, limits) <= now_s]
-    patient = [r for r in prompts if not (r.standard or due_s(r, limits) <= now_s)]
+    pressing = [r for r in prompts if r.standard or (turn and aged(r, now_s, limits))]
+    patient = [r for r in prompts if not (r.standard or (turn and aged(r, now_s, limits)))]
 
     # How long the batch may last: until the earliest due token, planned with the cost model's own margin.
     floor_ms = cost.batch_ms(_rows(promised))
@@ -123,16 +136,20 @@ def form_batch(
     horizon_s = now_s + (window_ms + floor_ms) * cost.margin / 1e3 if window_ms < INF else INF
     rest: list[Request] = []
     for request in decoders:
-        urgent = due_s(request, limits) <= horizon_s and (request.standard or due_s(request, limits) <= now_s)
-        if urgent:
+        if due_s(request, limits) <= horizon_s if request.standard else turn and aged(request, now_s, limits):
             draft.decode(request)
         else:
             rest.append(request)
 
-    # 2. Promised prompts, and aged ones.
+    # 2. Promised prompts, and aged ones. One that is completed here has its first token when the batch ends, which
+    # therefore ends before that is due.
     for request in pressing:
-        if not draft.prefill(request, window_ms):
+        completed = draft.prefill(request, window_ms)
+        if not completed:
             break
+        if request.kept:
+            first_token_ms = (due_s(request, limits) - now_s) * 1e3 / cost.margin
+            window_ms = min(window_ms, max(first_token_ms, cost.batch_ms(draft.batch.size)))
 
     # 3. The other promised decoders. 4. Best effort, which must hardly stretch the batch.
     best_effort_ms = window_ms if not (promised or pressing) else window_ms * limits.best_effort_fill

@@ -5,12 +5,13 @@ This is the whole scheduler; engine and simulator hand it what waits and what ru
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from slos_sglang.policy.admission import Verdict, judge
 from slos_sglang.policy.batch_time import CostModel
-from slos_sglang.policy.batches import Batch, Limits, form_batch
+from slos_sglang.policy.batches import Batch, Limits, aged, form_batch
 from slos_sglang.policy.request import Request
 
 
@@ -24,6 +25,7 @@ class Scheduler:
     cost: CostModel
     limits: Limits = field(default_factory=Limits)
     asked_per_step: int = 16
+    _last_turn_s: float = -math.inf
 
     def admit(
         self, now_s: float, undecided: Sequence[Request], decoding: Sequence[Request], waiting: Sequence[Request]
@@ -46,5 +48,13 @@ class Scheduler:
         return verdicts
 
     def next_batch(self, now_s: float, decoding: Sequence[Request], waiting: Sequence[Request]) -> Batch:
-        """The batch to run at `now_s`; see `form_batch`."""
-        return form_batch(now_s, decoding, waiting, self.cost, self.limits)
+        """The batch to run at `now_s`; see `form_batch`.
+
+        Where best effort has aged, one batch in so many is its turn, so that the rest keeps its share of the time.
+        """
+        limits = self.limits
+        turn_due_s = self._last_turn_s + limits.max_batch_ms / limits.best_effort_share / 1e3
+        turn = now_s >= turn_due_s and any(aged(r, now_s, limits) for r in (*decoding, *waiting))
+        if turn:
+            self._last_turn_s = now_s
+        return form_batch(now_s, decoding, waiting, self.cost, limits, turn=turn)
