@@ -10,7 +10,7 @@ This module imports nothing else of ours; every other room may import it.
 from __future__ import annotations
 
 import difflib
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from types import SimpleNamespace
@@ -22,16 +22,26 @@ DEFAULT_THINK_END = "</think>"
 _POSITIVE = ("ttft_ms", "ttft_slowdown", "tpot_ms", "think_tpot_ms")
 
 
+def _number(name: str, value: object) -> float:
+    """`value`, if it is a finite number. Raises `ValueError` naming field and value."""
+    # Comparing holds for NaN, infinities and integers too large for a float alike.
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not -sys.float_info.max <= value <= sys.float_info.max
+    ):
+        raise ValueError(f"slo.{name} must be a finite number, not {value!r}")
+    return value
+
+
 def _check_targets(slo: SLO | WireSLO) -> None:
     """Raise `ValueError`, naming field and value, unless the targets of `slo` make sense."""
-    for name in (*_POSITIVE, "value"):
-        value = getattr(slo, name)
+    for name in (*_POSITIVE, "e2e_ms", "value"):
+        value = getattr(slo, name, None)
         if value is None and name != "value":
             continue
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise ValueError(f"slo.{name} must be a finite number, not {value!r}")
-        if value <= 0:
-            raise ValueError(f"slo.{name} must be greater than 0, not {value!r}")
+        if _number(name, value) <= 0:
+            raise ValueError(f"slo.{name} must be a finite number greater than 0, not {value!r}")
     if slo.ttft_ms is not None and slo.ttft_slowdown is not None:
         raise ValueError(
             f"slo.ttft_ms ({slo.ttft_ms!r}) and slo.ttft_slowdown ({slo.ttft_slowdown!r}) "
@@ -72,11 +82,6 @@ class SLO:
         if self.think_tpot_ms is not None and self.think_end is None:
             object.__setattr__(self, "think_end", DEFAULT_THINK_END)
         _check_targets(self)
-        e2e = self.e2e_ms
-        if e2e is not None and (
-            isinstance(e2e, bool) or not isinstance(e2e, int | float) or not math.isfinite(e2e) or e2e <= 0
-        ):
-            raise ValueError(f"slo.e2e_ms must be a finite number greater than 0, not {e2e!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,11 +110,8 @@ class WireSLO:
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):
                 raise ValueError(f"slo.{name} must be a text, not {value!r}")
-        budget = self.budget_ms
-        if budget is not None and (
-            isinstance(budget, bool) or not isinstance(budget, int | float) or not math.isfinite(budget)
-        ):
-            raise ValueError(f"slo.budget_ms must be a finite number, not {budget!r}")
+        if self.budget_ms is not None:
+            _number("budget_ms", self.budget_ms)
 
     @property
     def constrained(self) -> bool:
@@ -157,9 +159,9 @@ def parse_headers(headers: Mapping[str, str]) -> WireSLO | None:
         if text is None or key in found:
             continue
         try:
-            found[key] = float(text)
+            found[key] = getattr(parse_wire({key: float(text)}), key)
         except ValueError:
-            raise ValueError(f"header {header} must be a number of milliseconds, not {text!r}") from None
+            raise ValueError(f"header {header} must be a positive number of milliseconds, not {text!r}") from None
     return WireSLO(**found) if found else None
 
 
