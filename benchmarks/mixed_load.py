@@ -37,6 +37,7 @@ from workload import TIERS, TIGHT, ZeroLoad, mixed_calls, with_priority
 from slos_sglang.measure.attainment import Targets, mean_tpot_ms
 from slos_sglang.measure.load import Call, LoadReport, drive
 from slos_sglang.measure.result import ProgramRecord, summarize
+from slos_sglang.tiny_model import make_tiny_model
 
 CHUNK_TOKENS = (64, 128, 256, 512, 1024)
 TIGHT_TARGET = 0.70
