@@ -1,13 +1,22 @@
-"""Tables out of the mixed load's runs."""
+"""Tables out of the benchmarks' JSON: a compact one for the terminal, and docs/RESULTS.md.
+
+    python benchmarks/report.py
+
+docs/RESULTS.md is written from benchmarks/results/ alone, so it never says what was not measured.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 from workload import TIERS, TIGHT
 
+RESULTS, PAGE = Path("benchmarks/results"), Path("docs/RESULTS.md")
+NOT_YET = "Not measured yet.\n"
 Run = dict[str, Any]
 
 
@@ -18,31 +27,20 @@ def score(runs: Iterable[Run]) -> float:
 
 
 def compact_table(runs: Sequence[Run], *, header: bool = True) -> str:
-    """One line an arm and rate: token rule / mean rule of each tier, medians over the repeats."""
+    """One line an arm and rate, medians over the repeats: token rule / mean rule (first tokens in time)."""
     lines = []
     if header:
         tiers = "".join(f"{tier.name + ' (first)':>20}" for tier in TIERS)
         rest = "".join(f"{name:>8}" for name in ("b.e.", "fail", "ttft99", "tpot99", "others", "late"))
-        lines.append(f"{'rate':>5} {'arm':<24}{'all':>10}{tiers}{rest}")
-    for rate in sorted({run["rate_req_s"] for run in runs}):
-        for arm in dict.fromkeys(run["arm"] for run in runs):
-            same = [run for run in runs if run["arm"] == arm and run["rate_req_s"] == rate]
-            if same:
-                lines.append(_line(rate, arm, same))
-    return "\n".join(lines)
+        lines.append(f"{'rate':>5} {'arm':<26}{'all':>10}{tiers}{rest}")
+    return "\n".join([*lines, *(_line(rate, arm, same) for rate, arm, same in _by_rate_and_arm(runs))])
 
 
 def _line(rate: float, arm: str, runs: Sequence[Run]) -> str:
     def mid(*path: str) -> float:
-        values = []
-        for run in runs:
-            value: Any = run
-            for key in path:
-                value = value[key]
-            values.append(value or 0.0)
-        return median(values)
+        return median(_values(runs, *path))
 
-    cells = [f"{rate:>5.1f} {arm:<24}{mid('result', 'attainment'):>5.2f}/{mid('result', 'attainment_mean_tpot'):.2f}"]
+    cells = [f"{rate:>5.1f} {arm:<26}{mid('result', 'attainment'):>5.2f}/{mid('result', 'attainment_mean_tpot'):.2f}"]
     for tier in TIERS:
         token, mean, first = (mid("tiers", tier.name, key) for key in ("token", "mean", "first"))
         cells.append(f"{token:.2f}/{mean:.2f} ({first:.2f})".rjust(20))
@@ -51,3 +49,106 @@ def _line(rate: float, arm: str, runs: Sequence[Run]) -> str:
     cells.append(f"{mid('result', 'ttft_ms', 'p99'):>8.0f}{mid('result', 'tpot_ms', 'p99'):>8.0f}")
     cells.append(f"{mid('host', 'other'):>8.2f}{mid('client', 'late_ms'):>8.0f}")
     return "".join(cells)
+
+
+def mixed_load_section(data: dict[str, Any]) -> str:
+    """The mixed load: a table a rate, each cell token rule / mean rule with the range of the token rule."""
+    zero, machine = data["zero_load"], data["machine"]
+    lines = [
+        f"{data['programs']} programs a run on {machine['cores']} cores ({machine['cpu']}); zero-load "
+        f"TTFT {zero['ttft_const_ms']:.1f} ms + {zero['ttft_token_ms']:.3f} ms a prompt token, TPOT {zero['tpot_ms']:.1f} ms.",
+        "",
+        "| tier | share | TTFT target | TPOT target |",
+        "| --- | --- | --- | --- |",
+    ]
+    for tier in data["tiers"]:
+        lines.append(f"| {tier['name']} | {tier['share']:.0%} | {tier['ttft_slowdown']:g}x | {tier['tpot_ms']:g} ms |")
+    lines += [
+        "",
+        "Each cell: median attainment by the token rule / by the mean-TPOT rule (range of the token rule over the "
+        "repeats). All offered programs are in the denominator. *Others*: cores used by something else on the machine.",
+    ]
+    runs = [run for run in data["runs"] if run["part"] == "main"]
+    for rate in sorted({run["rate_req_s"] for run in runs}):
+        names = [tier["name"] for tier in data["tiers"]]
+        lines += [
+            "",
+            f"{rate:g} programs a second:",
+            "",
+            "| arm | all | " + " | ".join(names) + " | best effort | others |",
+        ]
+        lines.append("| --- " * (len(names) + 4) + "|")
+        for _, arm, same in _by_rate_and_arm([run for run in runs if run["rate_req_s"] == rate]):
+            cells = [_cell(same, ("result", "attainment"), ("result", "attainment_mean_tpot"))]
+            cells += [_cell(same, ("tiers", name, "token"), ("tiers", name, "mean")) for name in names]
+            best_effort = median(run["result"]["best_effort"] / run["result"]["offered"] for run in same)
+            cells += [f"{best_effort:.2f}", f"{median(_values(same, 'host', 'other')):.2f}"]
+            lines.append(f"| {arm} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def throughput_section(data: dict[str, Any]) -> str:
+    """Throughput without SLOs, ours over stock."""
+    lines = ["| | ours / stock, median | range | pairs |", "| --- | --- | --- | --- |"]
+    for name, found in data["ours_over_stock"].items():
+        spread = f"{found['min']:.3f} to {found['max']:.3f}"
+        lines.append(f"| {name.replace('_', ' ')} | {found['median']:.3f} | {spread} | {len(data['runs']) // 2} |")
+    return "\n".join(lines) + "\n"
+
+
+def cost_model_section(data: dict[str, Any]) -> str:
+    """The cost model's error."""
+    return (
+        f"Mean absolute error {data['single_error']:.1%} over {data['steps']} single steps, {data['median_error']:.1%} "
+        f"over the medians of {data['groups']} groups of like steps ({data['grouped_steps']} steps); "
+        f"{data['overrun']:.1%} of the steps took more than 1.3 times the prediction.\n"
+    )
+
+
+SECTIONS = (
+    ("Mixed load against stock scheduling", "mixed_load", mixed_load_section),
+    ("Throughput without SLOs", "throughput", throughput_section),
+    ("Cost model", "cost_model", cost_model_section),
+)
+
+
+def page(results: Path) -> str:
+    """The text of docs/RESULTS.md from the JSON files in `results`."""
+    parts = [
+        "# Results\n",
+        "Written by `python benchmarks/report.py` from benchmarks/results/; `make bench` measures again. What is "
+        "compared and why is told at the top of each benchmark's file.\n",
+    ]
+    for title, name, section in SECTIONS:
+        file = results / f"{name}.json"
+        text = section(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else NOT_YET
+        parts += [f"## {title}\n", f"`benchmarks/{name}.py`\n", text]
+    return "\n".join(parts)
+
+
+def _by_rate_and_arm(runs: Sequence[Run]) -> Iterable[tuple[float, str, list[Run]]]:
+    for rate in sorted({run["rate_req_s"] for run in runs}):
+        for arm in dict.fromkeys(run["arm"] for run in runs):
+            same = [run for run in runs if run["arm"] == arm and run["rate_req_s"] == rate]
+            if same:
+                yield rate, arm, same
+
+
+def _values(runs: Sequence[Run], *path: str) -> list[float]:
+    values = []
+    for run in runs:
+        value: Any = run
+        for key in path:
+            value = value[key]
+        values.append(float(value or 0.0))
+    return values
+
+
+def _cell(runs: Sequence[Run], token: tuple[str, ...], mean: tuple[str, ...]) -> str:
+    values = _values(runs, *token)
+    return f"{median(values):.2f} / {median(_values(runs, *mean)):.2f} ({min(values):.2f}–{max(values):.2f})"
+
+
+if __name__ == "__main__":
+    PAGE.parent.mkdir(parents=True, exist_ok=True)
+    PAGE.write_text(page(RESULTS), encoding="utf-8")
