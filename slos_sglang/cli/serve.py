@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sys
-from importlib.metadata import entry_points
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
@@ -30,12 +29,13 @@ def serve(
 ) -> None:
     """Serve a model with the SLO scheduler; every flag of 'sglang serve' works here as it does there."""
     from slos_sglang.engine.config import CONFIG_ENV, load_config
-    from slos_sglang.engine.plugin import OPERATOR_MIXED_ENV, SWITCH_ENV
+    from slos_sglang.engine.plugin import OPERATOR_MIXED_ENV, SWITCH_ENV, left_out
     from slos_sglang.engine.seams import require
     from slos_sglang.patches import SEAMS
 
     load_config(slo_config)
-    _require_plugin()
+    if left_out() is not None:
+        raise ValueError(f"SGLang would not load the plugin: {left_out()}")
     require(seam for seam in SEAMS if seam.process != "client")
     flags = with_defaults(context.args)
     os.environ[SWITCH_ENV] = "1"
@@ -45,7 +45,7 @@ def serve(
     else:
         os.environ.pop(CONFIG_ENV, None)
     sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-c", _SGLANG, "serve", *flags])
+    os.execv(sys.executable, [sys.executable, "-P", "-c", _SGLANG, "serve", *flags])
 
 
 def with_defaults(flags: list[str]) -> list[str]:
@@ -64,15 +64,3 @@ def _values(flags: list[str], name: str) -> list[str]:
     apart = [value for flag, value in pairwise(flags) if flag == name]
     joined = [flag.partition("=")[2] for flag in flags if flag.startswith(f"{name}=")]
     return apart + joined
-
-
-def _require_plugin() -> None:
-    """Raise `ValueError` unless SGLang will load our plugin: it leaves out, silently, what these settings exclude."""
-    if not entry_points(group="sglang.srt.plugins", name="slos"):
-        raise ValueError("the plugin's entry point is not installed: run 'pip install slos-sglang' again")
-    chosen = [name.strip() for name in os.environ.get("SGLANG_PLUGINS", "").split(",") if name.strip()]
-    if chosen and "slos" not in chosen:
-        raise ValueError(f"SGLANG_PLUGINS={os.environ['SGLANG_PLUGINS']!r} leaves out the plugin 'slos'")
-    platform = os.environ.get("SGLANG_PLATFORM")
-    if platform and platform != "torch_cpu":
-        raise ValueError(f"SGLANG_PLATFORM={platform!r} makes SGLang leave out this package's plugin")

@@ -131,7 +131,7 @@ def update_request_meta_info(
 
 def _is_health_check(request: Any) -> bool:
     """A probe is nobody's request: the operator's default SLO is not for it."""
-    return getattr(request, "scope", {}).get("path", "").startswith("/health")
+    return str(getattr(request, "scope", {}).get("path", "")).startswith("/health")
 
 
 async def _source(request: Any) -> Source:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+from importlib.metadata import entry_points
 from types import TracebackType
 from typing import Literal
 
@@ -24,6 +25,19 @@ ANNOUNCED_KEY = "slos_sglang"
 def switched_on() -> bool:
     """Whether this process is to run with the SLO scheduler."""
     return os.environ.get(SWITCH_ENV, "") not in ("", "0")
+
+
+def left_out() -> str | None:
+    """Why SGLang would start without this plugin, silently; None where it will load it."""
+    if not entry_points(group="sglang.srt.plugins", name="slos"):
+        return "its entry point is not installed (pip install slos-sglang)"
+    chosen = os.environ.get("SGLANG_PLUGINS", "")
+    if chosen.strip() and "slos" not in (name.strip() for name in chosen.split(",")):
+        return f"SGLANG_PLUGINS={chosen!r} does not name 'slos'"
+    selected = os.environ.get("SGLANG_PLATFORM")
+    if selected and selected != "torch_cpu":
+        return f"SGLANG_PLATFORM={selected!r} excludes packages that bring another platform"
+    return None
 
 
 def load() -> None:
