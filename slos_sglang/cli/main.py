@@ -10,6 +10,7 @@ import sys
 import typer
 
 from slos_sglang.cli.doctor import doctor
+from slos_sglang.cli.run import run
 from slos_sglang.cli.serve import PASS_THROUGH, serve
 from slos_sglang.cli.tiny_model import tiny_model
 
@@ -28,6 +29,7 @@ def _commands() -> None:
 
 app.command("tiny-model")(tiny_model)
 app.command("doctor")(doctor)
+app.command("run")(run)
 app.command("serve", context_settings=PASS_THROUGH)(serve)
 
 
