@@ -75,7 +75,7 @@ class CostModel:
             / max(p.tokens_ms + p.context_ms, 1e-9)
             for p in self.pieces
         )
-        return max(0, int(room))
+        return max(0, int(room + 1e-9))
 
     def prefill_ms(self, tokens: int, *, prefix_tokens: int = 0) -> float:
         """Zero-load time of a prefill of `tokens` uncached tokens after `prefix_tokens` cached ones, ms."""

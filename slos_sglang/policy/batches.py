@@ -116,8 +116,10 @@ def form_batch(
     draft = _Draft(cost, limits)
 
     def key(request: Request) -> tuple[bool, float, int]:
-        # A promise that is lost already must not cost others theirs.
-        return (not request.kept, due_s(request, limits), request.seq)
+        # A promise that is lost already must not cost others theirs. Best-effort prompts go first come, first served.
+        fifo = not request.standard and request.uncached_tokens
+        due = request.arrival_s + limits.best_effort_max_wait_s if fifo else due_s(request, limits)
+        return (not request.kept, due, request.seq)
 
     decoders = sorted(decoding, key=key)
     prompts = sorted(waiting, key=key)

@@ -148,7 +148,7 @@ class Request:
         else:
             # Without a pace, and once the promise is lost, there is nothing to catch up with.
             self.paced_s = now_s if self.pace_s == INF or not self.kept else self.paced_s + self.pace_s
-            self.ruled_s = now_s if self.tpot_s == INF else self.ruled_s + self.tpot_s
+            self.ruled_s = max(self.ruled_s, now_s) if self.tpot_s == INF else self.ruled_s + self.tpot_s
             if self.output_tokens % CHECK_EVERY_TOKENS == 0:
                 self._check(now_s)
         self.due_s = min(self.paced_s + self.pace_s, self.deadline_s)
