@@ -55,8 +55,9 @@ def mixed_load_section(data: dict[str, Any]) -> str:
     """The mixed load: a table a rate, each cell token rule / mean rule with the range of the token rule."""
     zero, machine = data["zero_load"], data["machine"]
     lines = [
-        f"{data['programs']} programs a run on {machine['cores']} cores ({machine['cpu']}); zero-load "
-        f"TTFT {zero['ttft_const_ms']:.1f} ms + {zero['ttft_token_ms']:.3f} ms a prompt token, TPOT {zero['tpot_ms']:.1f} ms.",
+        f"{data['programs']} programs a run on {machine['cores']} cores ({machine['cpu']}). Zero-load TTFT is "
+        f"{zero['ttft_const_ms']:.1f} ms + {zero['ttft_token_ms']:.3f} ms a prompt token, "
+        f"TPOT {zero['tpot_ms']:.1f} ms.",
         "",
         "| tier | share | TTFT target | TPOT target |",
         "| --- | --- | --- | --- |",
