@@ -9,6 +9,7 @@ import sys
 
 import typer
 
+from slos_sglang.cli.demo import demo
 from slos_sglang.cli.doctor import doctor
 from slos_sglang.cli.run import run
 from slos_sglang.cli.serve import PASS_THROUGH, serve
@@ -29,6 +30,7 @@ def _commands() -> None:
 
 app.command("tiny-model")(tiny_model)
 app.command("doctor")(doctor)
+app.command("demo")(demo)
 app.command("run")(run)
 app.command("serve", context_settings=PASS_THROUGH)(serve)
 

@@ -24,12 +24,12 @@ class SLOClass(BaseModel):
     max_value    a higher value is lowered to this
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     stage: str = "*"
-    min_ttft_ms: float | None = Field(default=None, gt=0)
-    min_tpot_ms: float | None = Field(default=None, gt=0)
-    max_value: float | None = Field(default=None, gt=0)
+    min_ttft_ms: float | None = Field(default=None, gt=0, strict=True)
+    min_tpot_ms: float | None = Field(default=None, gt=0, strict=True)
+    max_value: float | None = Field(default=None, gt=0, strict=True)
 
     def clamp(self, slo: WireSLO) -> dict[str, Any]:
         """The wire object of `slo` within the bounds of this class.
@@ -58,11 +58,11 @@ class SLOConfig(BaseModel):
     events                  a file that receives one JSON line a scheduler step and request (timelines); None: off
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     default_slo: dict[str, Any] | None = None
     classes: tuple[SLOClass, ...] = ()
-    best_effort_max_wait_s: float = Field(default=5.0, gt=0)
+    best_effort_max_wait_s: float = Field(default=5.0, gt=0, strict=True)
     events: str | None = None
 
     @field_validator("default_slo")
@@ -90,7 +90,7 @@ def load_config(path: str | Path | None) -> SLOConfig:
         data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"--slo-config {path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"--slo-config {path}: not YAML: {' '.join(str(error).split())}") from None
     if data is None:
         return SLOConfig()

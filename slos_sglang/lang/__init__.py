@@ -22,9 +22,9 @@ install()
 def receipts(state: ProgramState) -> list[dict[str, Any]]:
     """What a run's generation calls came to, in order of completion, forks and nested programs included.
 
-    Waits for the state's submitted work. Each entry has `stage` (its path), `prompt_tokens`, `output_tokens` and
-    `receipt`: the server's, None where it sent none. A call repeated under one name has an entry each time, where
-    `state.get_meta_info(name)["slo"]` is the last one's.
+    Waits for the state's submitted work. Each entry has `stage` (its path), `prompt_tokens`, `output_tokens`,
+    `receipt` (the server's, None where it sent none) and `error` (what the server said where it refused, else None).
+    A call repeated under one name has an entry each time, where `state.get_meta_info(name)["slo"]` is the last one's.
     """
     state.sync()
     return list(state.slos_scope.receipts)

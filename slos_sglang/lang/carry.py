@@ -58,8 +58,12 @@ def execute(original: Original, self: StreamExecutor, other: Any) -> None:
             original(self, other)
     elif isinstance(other, SglGen | SglSelect):
         scope = (current() or new_run(None)).call(other.name, slo_of(other))
-        with entered(scope):
-            original(self, other)
+        try:
+            with entered(scope):
+                original(self, other)
+        except (RuntimeError, OSError) as error:  # any status but 200, and no answer
+            scope.record({}, error=str(error))
+            raise
         scope.record(self.meta_info.get(other.name) or {})
     else:
         original(self, other)

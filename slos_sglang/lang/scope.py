@@ -109,13 +109,14 @@ class Scope:
         for scope in self._chain():
             scope.names |= names
 
-    def record(self, meta_info: Mapping[str, Any]) -> None:
+    def record(self, meta_info: Mapping[str, Any], error: str | None = None) -> None:
         """Note the end of this call, here and in everything around; `meta_info` is the server's."""
         receipt = {
             "stage": self.path,
             "prompt_tokens": meta_info.get("prompt_tokens"),
             "output_tokens": meta_info.get("completion_tokens"),
             "receipt": meta_info.get("slo"),
+            "error": error,
         }
         for scope in self._chain():
             scope.receipts.append(receipt)

@@ -149,7 +149,7 @@ def form_batch(
         completed = draft.prefill(request, window_ms)
         if not completed:
             break
-        if request.kept:
+        if request.standard and request.kept:
             first_token_ms = (due_s(request, limits) - now_s) * 1e3 / cost.margin
             window_ms = min(window_ms, max(first_token_ms, cost.batch_ms(draft.batch.size)))
 
