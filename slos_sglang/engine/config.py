@@ -97,10 +97,8 @@ def load_config(path: str | Path | None) -> SLOConfig:
     if not isinstance(data, dict):
         raise ValueError(f"--slo-config {path}: must be a mapping of settings, not {data!r}")
     try:
-        return SLOConfig(**data)
-    except (ValidationError, TypeError) as error:
-        if isinstance(error, TypeError):
-            raise ValueError(f"--slo-config {path}: {error}") from None
+        return SLOConfig.model_validate(data)
+    except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
         hint = ""
