@@ -1,0 +1,39 @@
+# Everything runs in .venv, which the first target makes: Python 3.11 or 3.12 and pip are all that is needed.
+
+runs = $(shell $(1) -c 'import sys; sys.version_info[:2] in ((3, 11), (3, 12)) and print("$(1)")' 2>/dev/null)
+PYTHON ?= $(or $(call runs,python3.11),$(call runs,python3.12),$(call runs,python3),$(error Python 3.11 or 3.12 is needed))
+BIN := .venv/bin
+CODE := slos_sglang patches programs
+
+.PHONY: demo test test-fast test-e2e lint bench clean
+
+demo: .venv/.stamp
+	$(BIN)/slos-sglang demo
+
+test: lint test-fast test-e2e
+
+test-fast: .venv/.stamp
+	$(BIN)/pytest -m "not e2e and not gpu"
+
+test-e2e: .venv/.stamp
+	$(BIN)/pytest -m "e2e and not gpu"
+
+lint: .venv/.stamp
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy $(CODE)
+
+bench: .venv/.stamp
+	$(BIN)/python benchmarks/mixed_load.py
+
+clean:
+	rm -rf .venv build out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+.venv: .venv/.stamp
+
+.venv/.stamp: requirements/cpu.txt requirements/cpu-nodeps.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -r requirements/cpu.txt
+	$(BIN)/python -m pip install --no-deps -r requirements/cpu-nodeps.txt
+	$(BIN)/python -m pip install --no-deps --no-build-isolation -e .
+	touch $@
