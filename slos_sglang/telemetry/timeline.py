@@ -199,7 +199,7 @@ def draw_timeline(
 def _summary(rows: Sequence[Row], steps: Sequence[Step], in_file: int) -> str:
     promised = [row for row in rows if not row.best_effort]
     judged = [row for row in promised if row.attained is not None]
-    parts = [f"{len(promised)} requests with a guarantee"]
+    parts = [f"{len(promised)} with a guarantee"]
     if judged:
         attained = sum(bool(row.attained) for row in judged)
         parts[0] += f", {attained} of {len(judged)} attained (the names of others are red)"
@@ -269,7 +269,7 @@ def _draw_rows(axes: Axes, rows: Sequence[Row], zero_s: float, right_s: float) -
         text.set_color(_FAINT if row.best_effort else _MISSED if row.attained is False else _INK)
     promised = sum(not row.best_effort for row in rows)
     for start, end, name in ((0, promised, "guaranteed"), (promised, len(rows), "best effort")):
-        if start < end:
+        if end - start > 2:
             axes.text(
                 1.006, (start + end) / 2 - 0.5, name, transform=axes.get_yaxis_transform(), rotation=270,
                 ha="left", va="center", fontsize=10, color=_FAINT,
