@@ -15,7 +15,7 @@ THINK_END = "</think>"
 
 
 def bounded(think_chars: int, answer_chars: int) -> str:
-    """The grammar of a reply: at most so many characters of thinking, then an answer. Any text but `</` may be thought."""
+    """The grammar of a reply: so many characters of thinking at most, then an answer; a thought has no `</` in it."""
     for name, value in (("think_chars", think_chars), ("answer_chars", answer_chars)):
         if value < 20:
             raise ValueError(f"{name} must be at least 20, not {value!r}")
@@ -31,7 +31,6 @@ def main(
     think_tpot_ms: float = 50.0,
     tpot_ms: float = 100.0,
     ttft_slowdown: float = 3.0,
-    temperature: float = 0.7,
 ):
     """Think about a question, then answer it; see the module."""
     slo = SLO(ttft_slowdown=ttft_slowdown, think_tpot_ms=think_tpot_ms, tpot_ms=tpot_ms, think_end=THINK_END)
@@ -42,7 +41,6 @@ def main(
             "reply",
             max_tokens=think_chars + answer_chars + len(THINK_END),
             regex=bounded(think_chars, answer_chars),
-            temperature=temperature,
             slo=slo,
         )
     )

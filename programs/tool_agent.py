@@ -34,7 +34,7 @@ def calculator(expression: str) -> str:
 
     def value(node: ast.expr) -> float:
         match node:
-            case ast.Constant(value=int() | float() as number):
+            case ast.Constant(value=int() | float() as number) if not isinstance(number, bool):
                 return number
             case ast.UnaryOp(op=ast.USub(), operand=operand):
                 return -value(operand)
@@ -129,19 +129,16 @@ def main(
     question: str = "How much higher is Mount Everest than Mont Blanc, in metres?",
     turns: int = 5,
     e2e_ms: float = 20_000.0,
-    temperature: float = 0.7,
 ):
     """An agent with a calculator, a table of mountains and a search; see the module."""
     s += sgl.system(SYSTEM) + sgl.user(question)
     with stage("agent", e2e_ms=e2e_ms):
         for turn in range(turns):
             grammar = LATER_TURN if turn else FIRST_TURN
-            s += sgl.assistant(
-                gen("act", max_tokens=128, regex=grammar, temperature=temperature, slo=presets.TOOL_LOOP)
-            )
+            s += sgl.assistant(gen("act", max_tokens=128, regex=grammar, slo=presets.TOOL_LOOP))
             result = call_tool(s["act"])
             if result is None:
                 break
             s += sgl.user(result)
         s += sgl.user("Now answer the question in one sentence.")
-        s += sgl.assistant(gen("final", max_tokens=192, regex=ANSWER, temperature=temperature, slo=presets.TOOL_FINAL))
+        s += sgl.assistant(gen("final", max_tokens=192, regex=ANSWER, slo=presets.TOOL_FINAL))

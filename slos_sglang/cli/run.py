@@ -17,6 +17,9 @@ import typer
 if TYPE_CHECKING:
     from sglang.lang.ir import SglFunction
 
+TABLE_COLUMNS = 120
+"""Width of the table where no terminal says how wide it is."""
+
 
 def run(
     program: Annotated[str, typer.Argument(metavar="PROGRAM", help="a program's name, or the path of a .py file")],
@@ -137,7 +140,8 @@ def run_program(main: SglFunction, name: str, endpoint: str, args: dict[str, Any
     around, transcript, variables = Scope(), "", {}
     try:
         with entered(around):
-            state = main.run(backend=backend, **args)
+            # Bound, because `run` would take an argument that is named like a sampling parameter for one.
+            state = main.bind(**args).run(backend=backend)
         transcript = state.text()
         variables = dict(state.stream_executor.variables)
     except KeyError:
@@ -156,14 +160,14 @@ def run_program(main: SglFunction, name: str, endpoint: str, args: dict[str, Any
 
 
 def _show(report: dict[str, Any]) -> None:
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
     print(report["transcript"])
-    table = Table(title=f"{report['program']}: calls and receipts", title_justify="left")
-    table.add_column("call", no_wrap=True)
-    for heading in ("tokens in", "out", "TTFT / target ms", "TPOT / target ms", "slack ms", "tier", "attained"):
-        table.add_column(heading, justify="right")
+    table = Table(box=box.SIMPLE_HEAD)
+    for heading in ("call", "tokens in", "out", "TTFT / target ms", "TPOT / target ms", "slack ms", "tier", "attained"):
+        table.add_column(heading, justify="left" if heading == "call" else "right", no_wrap=True)
     for call in report["calls"]:
         receipt = call["receipt"] or {}
         table.add_row(
@@ -175,7 +179,7 @@ def _show(report: dict[str, Any]) -> None:
             _cell(receipt.get("tier")),
             _cell(receipt.get("attained")),
         )
-    Console(highlight=False).print(table)
+    Console(highlight=False, width=None if sys.stdout.isatty() else TABLE_COLUMNS).print(table)
     if not any(call["receipt"] for call in report["calls"]):
         print("No receipts: the server was not started with 'slos-sglang serve'.")
     if report["error"]:

@@ -20,6 +20,7 @@ class StubEndpoint(ThreadingHTTPServer):
         self.answer = answer
         self.delay_s = delay_s
         self.receipts = True
+        self.status = 200
         self.url = f"http://127.0.0.1:{self.server_port}"
 
     @property
@@ -49,7 +50,9 @@ class _Handler(BaseHTTPRequestHandler):
         server.bodies.append(body)
         time.sleep(server.delay_s)
         request = json.loads(body)
-        if request.get("stream"):
+        if server.status != 200:
+            self._send(b'{"error": {"message": "declined"}}', server.status)
+        elif request.get("stream"):
             text = server.answer(request)
             chunks = [self._one(request, text[: len(text) // 2], last=False), self._one(request, text, last=True)]
             lines = [b"data: " + json.dumps(chunk).encode() + b"\n\n" for chunk in chunks]
@@ -71,8 +74,8 @@ class _Handler(BaseHTTPRequestHandler):
             meta["slo"] = {"tier": "standard", "declined": False, "attained": index == 0, "ttft_ms": 5.0 + index}
         return {"text": text, "meta_info": meta}
 
-    def _send(self, body: bytes):
-        self.send_response(200)
+    def _send(self, body: bytes, status: int = 200):
+        self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
