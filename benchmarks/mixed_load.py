@@ -39,9 +39,9 @@ from slos_sglang.measure.load import Call, LoadReport, drive
 from slos_sglang.measure.result import ProgramRecord, summarize
 from slos_sglang.tiny_model import make_tiny_model
 
-CHUNK_TOKENS = (64, 128, 256, 512, 1024)
+CHUNK_TOKENS = (128, 256, 512, 1024, 2048)
 TIGHT_TARGET = 0.70
-SWEEP_RATE_REQ_S = 9.0
+SWEEP_RATE_REQ_S = 11.0
 SEARCH_RATES_REQ_S = (5.0, 16.0)
 SEARCH_STEPS = 5
 OVERLOAD = 1.3
