@@ -129,7 +129,7 @@ def test_a_call_that_was_cut_short_is_a_result():
 
 
 def test_reasoning(server):
-    thought, answer = "3 < 5 and so on, at length", " It travels for 3 hours and 25 minutes."
+    thought, answer = "3 and 5 and so on, at length", " It travels for 3 hours and 25 minutes."
     server.answer = scripted(f"{thought}</think>{answer}")
     report = runner.run_program(reasoning.main, "reasoning", server.url, {"tpot_ms": 80.0})
     assert report["variables"]["thinking"] == thought and report["variables"]["answer"] == answer.strip()
