@@ -25,6 +25,9 @@ lint: .venv/.stamp
 
 bench: .venv/.stamp
 	$(BIN)/python benchmarks/mixed_load.py
+	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python benchmarks/cost_model.py
+	$(BIN)/python benchmarks/report.py
 
 clean:
 	rm -rf .venv build out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,6 +1,7 @@
 """How well the scheduler knows how long a step takes, from the events file of a run.
 
-    python benchmarks/cost_model.py EVENTS [--warm-up-steps 500]
+    python benchmarks/cost_model.py              # runs the mixed load against a server of its own
+    python benchmarks/cost_model.py EVENTS       # reads the file of another run
 
 For every step the scheduler writes what it predicted before and what it measured after. Reported over the steps after
 warm-up: the mean absolute error of single steps; that of the medians of like steps (same number of decoding requests
@@ -10,7 +11,9 @@ took more than 1.3 times the prediction, the ones that break promises.
 
 from __future__ import annotations
 
+import asyncio
 import json
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,11 +21,18 @@ from statistics import median
 from typing import Annotated
 
 import typer
+from fleet import Arm, fleet
+from workload import ZeroLoad, mixed_calls
 
+from slos_sglang.measure.load import drive
 from slos_sglang.telemetry.events import Step, read_events
+from slos_sglang.tiny_model import make_tiny_model
 
 OVERRUN = 1.3
 MIN_LIKE_STEPS = 5
+PROGRAMS, RATES_REQ_S = 300, (6.0, 10.0)
+# Targets only shape the batches here; no answer is judged.
+TYPICAL = ZeroLoad(ttft_const_ms=11.0, ttft_token_ms=0.13, tpot_ms=7.0)
 PREFILL_BAND_TOKENS, CONTEXT_BAND_TOKENS = 32, 1024
 
 
@@ -36,6 +46,19 @@ class Fit:
     grouped_steps: int
     median_error: float
     overrun: float
+
+
+def events_of_a_run(directory: Path) -> Path:
+    """The events file of the mixed load at two rates against a fresh server."""
+    events, config, model = directory / "events.jsonl", directory / "slo.yaml", directory / "model"
+    config.write_text(json.dumps({"events": str(events)}), encoding="utf-8")
+    vocabulary = make_tiny_model(model).vocab_tokens
+    arm = Arm(name="slos", scheduler="slos", config=config)
+    with fleet(model, (arm,), directory) as servers, servers.awake(arm.name) as server:
+        for seed, rate in enumerate(RATES_REQ_S):
+            calls = mixed_calls(programs=PROGRAMS, rate_req_s=rate, seed=seed, zero_load=TYPICAL, vocabulary=vocabulary)
+            asyncio.run(drive(server.url, calls, timeout_s=60))
+    return events
 
 
 def steps_of(path: Path) -> list[Step]:
@@ -86,19 +109,22 @@ def _error(predicted_ms: float, measured_ms: float) -> float:
 
 
 def main(
-    events: Annotated[Path, typer.Argument(help="events file of a run (`events` in the operator's config)")],
+    events: Annotated[
+        Path | None, typer.Argument(help="events file of a run (`events` in the operator's config)")
+    ] = None,
     warm_up_steps: Annotated[int, typer.Option(min=0)] = 500,
-    out: Annotated[Path | None, typer.Option(help="also write the numbers as JSON")] = None,
+    out: Annotated[Path, typer.Option()] = Path("benchmarks/results/cost_model.json"),
 ) -> None:
     """The cost model's error over the steps of a run."""
-    fit = fit_of(steps_of(events)[warm_up_steps:])
+    with tempfile.TemporaryDirectory(prefix="cost-model-") as directory:
+        fit = fit_of(steps_of(events or events_of_a_run(Path(directory)))[warm_up_steps:])
     print(f"single steps          {fit.single_error:.1%} mean absolute error over {fit.steps} steps")
     print(
         f"medians of like steps {fit.median_error:.1%} over {fit.groups} groups ({fit.grouped_steps} steps), by steps"
     )
     print(f"over {OVERRUN}x predicted   {fit.overrun:.1%} of steps")
-    if out is not None:
-        out.write_text(json.dumps(asdict(fit), indent=1) + "\n", encoding="utf-8")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(asdict(fit), indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
