@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from slos_sglang.measure.load import Call
 
-SEED = 7
+SEED = 2
 RUNS = (
     ("tool_agent", ()),
     ("tool_agent", ("question=How high are K2 and Kilimanjaro together, in metres?",)),
@@ -34,12 +34,13 @@ RUNS = (
     ("reasoning", ()),
     ("reasoning", ("question=Three pumps fill a pool in 8 hours. How long do four take?",)),
 )
-WARM_UP_S, LOAD_S = 3.0, 8.0
+WARM_UP_S, LOAD_S = 3.0, 6.0
+AGENT_EVERY_S = 0.8
 # Kind of load: bursts per second, requests a burst, prompt tokens, TTFT and TPOT targets in ms (None: best effort).
 LOAD: Mapping[str, tuple[float, int, tuple[int, int], tuple[float, float] | None]] = {
-    "chat": (1.2, 1, (40, 250), (500, 100)),
-    "code": (0.5, 3, (60, 300), (400, 50)),
-    "batch": (0.9, 1, (300, 900), None),
+    "chat": (1.6, 1, (40, 250), (500, 100)),
+    "code": (0.6, 3, (60, 300), (400, 50)),
+    "batch": (1.2, 1, (300, 900), None),
 }
 OUTPUT_TOKENS = (20, 60)
 # Token ids that are words of the tiny model; below them are special tokens and single bytes.
@@ -70,7 +71,6 @@ def demo(
 
 def _everything(out: Path, progress: Console) -> dict[str, Any]:
     """The demo's steps, and what came of them."""
-    from slos_sglang.cli.run import run_program
     from slos_sglang.engine.launch import server
 
     began_s = time.monotonic()
@@ -79,7 +79,7 @@ def _everything(out: Path, progress: Console) -> dict[str, Any]:
     config.write_text(json.dumps({"events": str(events.resolve())}) + "\n", encoding="utf-8")
 
     with ExitStack() as stack:
-        pool = stack.enter_context(ThreadPoolExecutor())
+        pool = stack.enter_context(ThreadPoolExecutor(len(RUNS) + 1))
         with _step(progress, 1, f"a tiny model in {out / 'model'}"):
             _make_model(out / "model")
         with _step(progress, 2, f"a server, which logs to {out / 'server.log'}"):
@@ -92,7 +92,8 @@ def _everything(out: Path, progress: Console) -> dict[str, Any]:
         drawn_from_s = time.monotonic()
         with _step(progress, 4, f"{len(programs)} agents, beside other requests"):
             others = pool.submit(_send, url, _load("", LOAD_S))
-            runs = list(pool.map(lambda p: run_program(p[0], p[1], url, p[2]), programs))
+            agents = [pool.submit(_run_later, AGENT_EVERY_S * n, url, *p) for n, p in enumerate(programs)]
+            runs = [agent.result() for agent in agents]
             beside = others.result()
     with _step(progress, 5, f"a picture of it: {picture}"):
         _draw(events, picture, drawn_from_s)
@@ -115,11 +116,18 @@ def _make_model(directory: Path) -> None:
 
 
 def _programs() -> list[tuple[SglFunction, str, dict[str, Any]]]:
-    """What `run_program` takes, for each of `RUNS`."""
+    """Each of `RUNS`: the program, its name and its arguments."""
     from slos_sglang.cli.run import arguments, find, load
 
     mains = {name: load(find(name)) for name, _ in RUNS}
     return [(mains[name], name, arguments(mains[name], name, list(settings))) for name, settings in RUNS]
+
+
+def _run_later(delay_s: float, url: str, main: SglFunction, name: str, args: dict[str, Any]) -> dict[str, Any]:
+    from slos_sglang.cli.run import run_program
+
+    time.sleep(delay_s)
+    return run_program(main, name, url, args)
 
 
 def _load(prefix: str, duration_s: float) -> list[Call]:
