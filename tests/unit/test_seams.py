@@ -105,9 +105,10 @@ def test_what_counts_as_a_change(tmp_path: Path, old: str, new: str, same: bool)
     assert (after == before) is same
 
 
-def test_a_setter_belongs_to_its_property(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("old", "new"), [("raise AttributeError", "pass"), ("return 1\n", "return 2\n")])
+def test_a_property_is_its_getter_and_its_setter(tmp_path: Path, old: str, new: str) -> None:
     before = tree_of(tmp_path).fingerprint("madeup.mod:Thing.size")
-    after = tree_of(tmp_path, SOURCE.replace("raise AttributeError", "pass"))
+    after = tree_of(tmp_path, SOURCE.replace(old, new))
     assert after.fingerprint("madeup.mod:Thing.size") != before
 
 
