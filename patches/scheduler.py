@@ -24,6 +24,7 @@ SEAM = Seam(
             "Scheduler.get_init_info": "a43fc197d37b385e",
             "Scheduler.get_new_batch_prefill": "8bd392dee037fcb0",
             "Scheduler.get_next_batch_to_run": "976d6a6bdcc80722",
+            "Scheduler.get_num_allocatable_reqs": "33545656035e5b5e",
             "Scheduler.get_output_streamer_class": "b5ecedad5b7ce7a2",
             "Scheduler.get_prefill_adder_class": "c5c24e4050174dce",
             "Scheduler.ingest_requests": "aa2524b601bfc673",

@@ -55,7 +55,8 @@ class SLOConfig(BaseModel):
     classes                 bounds on what clients may ask for
     best_effort_max_wait_s  ageing bound: a best-effort request that waited this long for its next token is served
                             as if that token were due
-    events                  a file that receives one JSON line a scheduler step and request (timelines); None: off
+    events                  a file that receives one JSON line a scheduler step and request (timelines); None: off.
+                            Tensor-parallel rank 0 writes it; with `{rank}` in its name every rank writes its own
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -69,6 +70,12 @@ class SLOConfig(BaseModel):
     @classmethod
     def _default_is_an_slo(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
         return None if value is None else parse_wire(value).to_dict()
+
+    def events_of(self, rank: int) -> str | None:
+        """The event file of a tensor-parallel rank, or None."""
+        if self.events is None or "{rank}" in self.events:
+            return self.events and self.events.replace("{rank}", str(rank))
+        return self.events if rank == 0 else None
 
     def class_of(self, stage: str | None) -> SLOClass | None:
         """The first class that matches the stage name, or None."""

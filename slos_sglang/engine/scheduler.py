@@ -85,7 +85,7 @@ class SLOScheduler(Scheduler):  # type: ignore[misc]
     def init_request_receiver(self) -> None:
         super().init_request_receiver()
         self.request_receiver = TickingReceiver.over(self.request_receiver)
-        self._tracker = Tracker(self._config, self._cost, lambda: self.tokenizer)
+        self._tracker = Tracker(self._config, self._cost, lambda: self.tokenizer, rank=get_parallel().tp_rank)
 
     def get_output_streamer_class(self) -> type[SLOOutputStreamer]:
         return SLOOutputStreamer.reading(lambda req: self._tracker.receipt(req))
@@ -114,6 +114,10 @@ class SLOScheduler(Scheduler):  # type: ignore[misc]
             self._refuse(req, abort_reason(HTTPStatus.BAD_REQUEST, str(error)))
             return
         super()._add_request_to_queue(req, is_retracted=is_retracted)
+
+    def get_num_allocatable_reqs(self, running_bs: int, *args: Any, **kwargs: Any) -> int:
+        # Those that sit the step out keep their places.
+        return super().get_num_allocatable_reqs(running_bs + len(ParkingAdder.parked), *args, **kwargs)
 
     def _refuse(self, req: Req, reason: dict[str, Any]) -> None:
         """End a request that is not (or no longer) queued with an HTTP status."""
@@ -168,6 +172,8 @@ class SLOScheduler(Scheduler):  # type: ignore[misc]
                 self._reject(request, verdict)
                 waiting.remove(request)
             self._tracker.announce(request for request, _ in judged)
+            # A step judges only so many. The others wait: one that ran could no longer be rejected.
+            waiting = [r for r in waiting if r.judged or not r.constrained]
         return self._policy.next_batch(now_s, decoding, waiting)
 
     def _reject(self, request: Request, verdict: Verdict) -> None:
@@ -179,6 +185,8 @@ class SLOScheduler(Scheduler):  # type: ignore[misc]
     def _apply(self, batch: Batch, running_batch: ScheduleBatch) -> NextBatchPlan:
         """Turn the policy's batch into SGLang's: prefill and mixed steps here, the rest in `update_running_batch`."""
         decode = {id(r.handle) for r in batch.decode}
+        # An aborted request leaves after one more step: not one that it sits out, holding its memory.
+        decode.update(id(r) for r in running_batch.reqs if r.to_finish is not None)
         prompts = self._in_sglangs_order(batch)
         running_batch.batch_is_full = False
         if not prompts:

@@ -43,11 +43,11 @@ class Launched:
 class Tracker:
     """Keeps the policy's view of SGLang's requests; the cost model learns from it."""
 
-    def __init__(self, config: SLOConfig, cost: OnlineCostModel, tokenizer: Callable[[], Any]) -> None:
+    def __init__(self, config: SLOConfig, cost: OnlineCostModel, tokenizer: Callable[[], Any], *, rank: int) -> None:
         self._config = config
         self._cost = cost
         self._tokenizer = tokenizer
-        self._events = EventWriter(config.events)
+        self._events = EventWriter(config.events_of(rank))
         self._arrivals = 0
         self._in_flight: list[Launched] = []
         self._done: Launched | None = None
@@ -61,11 +61,13 @@ class Tracker:
         return req.slo_state
 
     def enqueue(self, req: Req, now_s: float, *, is_retracted: bool) -> None:
-        """`req` enters the queue, for the first time or again. Raises `ValueError` for a malformed SLO."""
+        """`req` enters the queue, first or again. Raises `ValueError` for a malformed SLO or an empty prompt."""
         state: Request | None = getattr(req, "slo_state", None)
         if state is not None:
             state.preemptions += is_retracted
             return
+        if not req.origin_input_ids:
+            raise ValueError("the prompt is empty: there is nothing to compute")
         body = (req.sampling_params.custom_params or {}).get("slo")
         slo = parse_wire(body) if body is not None else None
         created_s = req.time_stats.created_time
@@ -198,7 +200,9 @@ class Tracker:
 
     def receipt(self, req: Req) -> dict[str, Any] | None:
         """The receipt of a request that has just finished; None where it asked for nothing."""
-        state = self.state(req)
+        state: Request | None = getattr(req, "slo_state", None)
+        if state is None:
+            return None  # SGLang refused it before it was queued
         now_s = time.perf_counter()
         self._count_tokens(req, now_s)
         state.finish(now_s)
