@@ -1,4 +1,4 @@
-"""One model, and one server that most of the end-to-end tests share: SGLang's own memory checks run after every step."""
+"""One model and one server that most of these tests share; SGLang's own memory checks run after every step."""
 
 from __future__ import annotations
 
