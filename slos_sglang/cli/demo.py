@@ -60,7 +60,7 @@ def demo(
     try:
         report = _everything(out, progress)
     except RuntimeError as error:
-        progress.print(f"the demo failed: {error}", markup=False)
+        progress.print(f"the demo failed: {error}", markup=False, soft_wrap=True)
         return 1
     if as_json:
         print(json.dumps(report))
