@@ -21,6 +21,8 @@ VOCAB_TOKENS = 2048
 CONTEXT_TOKENS = 4096
 HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, FFN = 256, 4, 8, 4, 32, 512
 
+CONSTANT, BIAS = 8.0, 8.0  # see _weights
+
 BOS, EOS, PAD = "<|begin|>", "<|end|>", "<|pad|>"
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|tool|>")
 THINK = ("<think>", "</think>")
@@ -90,24 +92,32 @@ def _tokenizer(seed: int) -> Tokenizer:
 
 
 def _spoken_tokens(tokenizer: Tokenizer) -> list[int]:
-    """The tokens a random model may prefer: readable text, neither bytes of other scripts nor special ones."""
-    texts = ((token, tokenizer.decode([token], skip_special_tokens=True)) for token in range(VOCAB_TOKENS))
-    return [token for token, text in texts if text and text not in THINK and text.isascii() and text.isprintable()]
+    """The tokens a random model is to speak: readable text; no white space alone, other scripts' bytes or marks."""
+    texts = (tokenizer.decode([token], skip_special_tokens=True) for token in range(VOCAB_TOKENS))
+    return [
+        token
+        for token, text in enumerate(texts)
+        if text.strip() and text not in THINK and text.isascii() and text.isprintable()
+    ]
 
 
 def _weights(seed: int, *, spoken: list[int]) -> dict[str, np.ndarray]:
     """Random tensors, scaled so that a greedy answer wanders instead of repeating itself.
 
-    Attention and feed-forward outweigh the embedding in the residual stream, so the next token depends on the whole
-    context. Rows of the output layer outside `spoken` are zero: greedy decoding never ends an answer early.
+    Sharp attention that outweighs the embedding in the residual stream makes the next token depend on the whole
+    context, yet the two likeliest tokens stay far enough apart for rounding not to decide. The first hidden unit is a
+    constant that no layer reads or writes; the output layer takes it for a bias against all tokens but `spoken`: an
+    answer does not end early, and under a grammar does not dawdle in white space.
     """
     rng = np.random.Generator(np.random.PCG64(seed))
 
     def normal(rows: int, columns: int, std: float) -> np.ndarray:
         return (rng.standard_normal((rows, columns)) * std).astype(np.float32)
 
+    embedding = normal(VOCAB_TOKENS, HIDDEN, 1.0)
+    embedding[:, 0] = CONSTANT
     weights = {
-        "model.embed_tokens.weight": normal(VOCAB_TOKENS, HIDDEN, 1.0),
+        "model.embed_tokens.weight": embedding,
         "model.norm.weight": np.ones(HIDDEN, np.float32),
     }
     unit = HIDDEN**-0.5  # keeps the variance of a normalised input
@@ -116,17 +126,21 @@ def _weights(seed: int, *, spoken: list[int]) -> dict[str, np.ndarray]:
         weights |= {
             f"{prefix}.input_layernorm.weight": np.ones(HIDDEN, np.float32),
             f"{prefix}.post_attention_layernorm.weight": np.ones(HIDDEN, np.float32),
-            f"{prefix}.self_attn.q_proj.weight": normal(HEADS * HEAD_DIM, HIDDEN, 1.5 * unit),
-            f"{prefix}.self_attn.k_proj.weight": normal(KV_HEADS * HEAD_DIM, HIDDEN, 1.5 * unit),
+            f"{prefix}.self_attn.q_proj.weight": normal(HEADS * HEAD_DIM, HIDDEN, 2.25 * unit),
+            f"{prefix}.self_attn.k_proj.weight": normal(KV_HEADS * HEAD_DIM, HIDDEN, 2.25 * unit),
             f"{prefix}.self_attn.v_proj.weight": normal(KV_HEADS * HEAD_DIM, HIDDEN, unit),
             f"{prefix}.self_attn.o_proj.weight": normal(HIDDEN, HEADS * HEAD_DIM, 3 * unit),
             f"{prefix}.mlp.gate_proj.weight": normal(FFN, HIDDEN, unit),
             f"{prefix}.mlp.up_proj.weight": normal(FFN, HIDDEN, unit),
             f"{prefix}.mlp.down_proj.weight": normal(HIDDEN, FFN, 2 * FFN**-0.5),
         }
+        for reader in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj"):
+            weights[f"{prefix}.{reader}.weight"][:, 0] = 0
+        for writer in ("self_attn.o_proj", "mlp.down_proj"):
+            weights[f"{prefix}.{writer}.weight"][0] = 0
     head = normal(VOCAB_TOKENS, HIDDEN, 2 * unit)
-    silent = np.setdiff1d(np.arange(VOCAB_TOKENS), spoken)
-    head[silent] = 0
+    head[:, 0] = -BIAS
+    head[spoken, 0] = 0
     weights["lm_head.weight"] = head
     return weights
 
