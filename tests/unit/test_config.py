@@ -109,3 +109,10 @@ def test_the_environment_names_the_file(tmp_path: Path, monkeypatch: pytest.Monk
     assert config_from_env().best_effort_max_wait_s == 3
     monkeypatch.setenv("SLOS_SGLANG_CONFIG", "")
     assert config_from_env() == SLOConfig()
+
+
+def test_the_file_in_the_documentation_is_valid(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "operations.md").read_text(encoding="utf-8")
+    config = load_config(written(tmp_path, text.partition("```yaml\n")[2].partition("```")[0]))
+    assert config.default_slo is not None
+    assert [each.stage for each in config.classes] == ["batch/*", "*"]
