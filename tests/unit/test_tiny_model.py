@@ -80,11 +80,11 @@ def test_greedy_answers_are_long_and_varied(made, tokenizer):
     for prompt in ("Hello", "SELECT name"):
         ids = tokenizer.encode(f"{BOS}<|user|>\n{prompt}{EOS}\n<|assistant|>\n").ids
         start = len(ids)
-        for _ in range(30):
+        for _ in range(20):
             ids.append(int(next_logits(config, weights, ids).argmax()))
         answer = ids[start:]
         assert tokenizer.token_to_id(EOS) not in answer
-        assert len(set(answer)) > 15
+        assert len(set(answer)) > 12
         assert tokenizer.decode(answer).isprintable()
 
 
