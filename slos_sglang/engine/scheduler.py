@@ -233,7 +233,8 @@ class SLOScheduler(Scheduler):  # type: ignore[misc]
         prompts = [(r.handle, tokens) for r, tokens in batch.prefill]
         if self.chunked_req is None or not prompts or prompts[0][0] is self.chunked_req:
             return prompts
-        if self._may_overtake:
+        # Starting over would collect the log-probabilities of what is computed a second time.
+        if self._may_overtake and not self.chunked_req.return_logprob:
             self._overtake()
             return prompts
         mine = [(req, tokens) for req, tokens in prompts if req is self.chunked_req]

@@ -1,0 +1,123 @@
+"""Annotated programs on a real server: receipts for every call, declines that say why, and stock servers unharmed."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+import sglang as sgl
+from slos_sglang.programs import reasoning, tool_agent
+
+from slos_sglang import SLO, annotate, gen, presets, select, stage
+from slos_sglang.engine.launch import Server
+from slos_sglang.lang import receipts
+
+pytestmark = pytest.mark.e2e
+
+SLACK = SLO(ttft_ms=60_000, tpot_ms=5_000)
+
+
+@pytest.fixture
+def url(slos_server: Server) -> str:
+    return slos_server.url
+
+
+@pytest.fixture
+def backend(url: str) -> sgl.RuntimeEndpoint:
+    return sgl.RuntimeEndpoint(url)
+
+
+def run_cli(*args: str) -> subprocess.CompletedProcess[str]:
+    code = "from slos_sglang.cli.main import main; main()"
+    return subprocess.run([sys.executable, "-c", code, "run", *args], capture_output=True, text=True, timeout=300)
+
+
+def test_the_tool_agent_runs_and_every_call_has_a_receipt(url):
+    done = run_cli("tool_agent", "--endpoint", url, "--set", "e2e_ms=120000", "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    stages = [call["stage"] for call in report["calls"]]
+    assert stages[:-1] == ["agent/act"] * (len(stages) - 1) and stages[-1] == "agent/final"
+    assert 2 <= len(stages) <= 6
+    assert all(call["receipt"]["tier"] in ("standard", "best_effort") for call in report["calls"])
+    assert re.fullmatch(tool_agent.ANSWER, report["variables"]["final"])
+    assert "error: the call was cut short" not in report["transcript"]
+
+
+def test_reasoning_goes_through_both_phases(url):
+    done = run_cli("reasoning", "--endpoint", url)
+    assert done.returncode == 0, done.stderr
+    assert "reply" in done.stdout and "</think>" in done.stdout
+    assert "No receipts" not in done.stdout
+
+
+def test_phases_are_in_the_receipt(backend):
+    state = reasoning.main.run(backend=backend)
+    assert state.get_meta_info("reply")["slo"]["phases"] == "think,answer"
+    assert state["thinking"] and state["answer"]
+
+
+@sgl.function
+def everything(s, question):
+    s += "A common prefix that is long enough for SGLang to send it ahead of the batch: " + question
+    s.sync()
+    with stage("solve", e2e_ms=120_000):
+        forks = s.fork(2)
+        forks += gen("branch", max_tokens=8, slo=SLACK)
+        forks.join()
+        s += select("choice", ["yes", "no"], slo=SLO(ttft_ms=60_000))
+        s += sgl.gen("plain", max_tokens=4) + gen("number", dtype=int, max_tokens=4, slo=SLACK)
+    s += sgl.gen("log_line", max_tokens=4)
+
+
+def test_forks_selects_batches_and_plain_calls(backend):
+    states = everything.run_batch([{"question": q} for q in "abc"], backend=backend)
+    for state in states:
+        listed = receipts(state)
+        assert [entry["stage"] for entry in listed] == [
+            *["solve/branch"] * 2, "solve/choice", "solve/plain", "solve/number", "log_line",
+        ]  # fmt: skip
+        assert all(entry["error"] is None for entry in listed)
+        assert all(entry["receipt"]["attained"] for entry in listed[:-1])
+        assert all(entry["receipt"]["tier"] == "standard" for entry in listed[:-1])
+        assert state["choice"] in ("yes", "no")
+
+
+def test_streaming_brings_the_receipt_with_the_last_chunk(backend):
+    state = everything.run("z", backend=backend, stream=True)
+    assert "".join(state.text_iter("number"))
+    assert state.get_meta_info("number")["slo"]["tier"] == "standard"
+    assert state.error() is None
+
+
+@sgl.function
+def one_call(s):
+    s += "Hello" + sgl.gen("a", max_tokens=4)
+
+
+def test_a_spent_budget_is_declined_but_served(backend):
+    state = annotate(one_call, e2e_ms=0.001).run(backend=backend)
+    assert state["a"]
+    receipt = state.get_meta_info("a")["slo"]
+    assert receipt["declined"] and receipt["tier"] == "best_effort" and not receipt["attained"]
+
+
+def test_a_declined_call_may_be_refused(backend):
+    with pytest.warns(UserWarning, match="Error in stream_executor"):
+        state = annotate(one_call, e2e_ms=0.001, a=SLO(tpot_ms=100, on_decline="reject")).run(backend=backend)
+        assert state.error() is not None
+    (entry,) = receipts(state)
+    assert "budget" in entry["error"] and entry["receipt"] is None
+
+
+def test_annotated_programs_run_on_a_stock_server(stock_server: Server) -> None:
+    done = run_cli("tool_agent", "--endpoint", stock_server.url)
+    assert done.returncode == 0, done.stderr
+    assert "agent/final" in done.stdout and "No receipts" in done.stdout
+    backend = sgl.RuntimeEndpoint(stock_server.url)
+    listed = receipts(everything.run("a", backend=backend))
+    assert len(listed) == 6 and all(entry["error"] is None for entry in listed)
+    assert annotate(one_call, e2e_ms=0.001, a=presets.TOOL_LOOP).run(backend=backend)["a"]
