@@ -72,6 +72,7 @@ def demo(
 def _everything(out: Path, progress: Console) -> dict[str, Any]:
     """The demo's steps, and what came of them."""
     from slos_sglang.engine.launch import server
+    from slos_sglang.tiny_model import make_tiny_model
 
     began_s = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
@@ -81,7 +82,7 @@ def _everything(out: Path, progress: Console) -> dict[str, Any]:
     with ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(len(RUNS) + 1))
         with _step(progress, 1, f"a tiny model in {out / 'model'}"):
-            _make_model(out / "model")
+            make_tiny_model(out / "model")
         with _step(progress, 2, f"a server, which logs to {out / 'server.log'}"):
             loading = pool.submit(_programs)  # takes as long as a server's start
             serving = server(out / "model", config=config, log=out / "server.log")
@@ -105,14 +106,6 @@ def _everything(out: Path, progress: Console) -> dict[str, Any]:
         "events": str(events),
         "wall_s": round(time.monotonic() - began_s, 1),
     }
-
-
-def _make_model(directory: Path) -> None:
-    """Make the model unless it is there, whole: its last file is."""
-    from slos_sglang.tiny_model import make_tiny_model
-
-    if not (directory / "tokenizer_config.json").exists():
-        make_tiny_model(directory)
 
 
 def _programs() -> list[tuple[SglFunction, str, dict[str, Any]]]:
