@@ -37,7 +37,7 @@ def judge(now_s: float, request: Request, promised: Sequence[Request], cost: Cos
         return Verdict(admitted=False, reason="its budget is spent")
     everyone = [r for r in promised if r.kept and r is not request]
     everyone.append(request)
-    margin = cost.margin * limits.admission_headroom
+    margin = limits.admission_headroom
     share = _decode_share(everyone, cost) * margin
     if share > 1.0:
         return Verdict(

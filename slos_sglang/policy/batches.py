@@ -30,7 +30,7 @@ class Limits:
     max_batch_ms            longest batch while promised prefills wait, so that a newcomer soon gets its turn
     best_effort_fill        share of the time to the earliest due token up to which best effort may stretch a batch
     min_chunk_tokens        a smaller chunk is not worth a row, unless it completes its prompt
-    admission_headroom      admission asks for this many times the work it foresees: batches are whole, it is not
+    admission_headroom      admission asks for this many times the work it foresees (batches are whole, steps vary)
     """
 
     best_effort_max_wait_s: float = 5.0
@@ -38,7 +38,7 @@ class Limits:
     max_batch_ms: float = 60.0
     best_effort_fill: float = 0.6
     min_chunk_tokens: int = 16
-    admission_headroom: float = 1.13
+    admission_headroom: float = 1.25
 
 
 @dataclass(slots=True, kw_only=True)
