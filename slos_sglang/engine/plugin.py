@@ -47,17 +47,24 @@ def load() -> None:
     with _FailClosed():
         from slos_sglang.engine import seams
 
-        process = process_kind()
-        if process is not None:
+        for process in process_kinds():
             seams.apply(process)
 
 
-def process_kind() -> Literal["http", "scheduler"] | None:
-    """Which of SGLang's processes this is: the one that was started serves HTTP; of its children a scheduler's has
-    imported the scheduler by the time plugins are loaded, the detokenizer's has not (None)."""
-    if multiprocessing.parent_process() is None:
-        return "http"
-    return "scheduler" if "sglang.srt.managers.scheduler" in sys.modules else None
+def process_kinds() -> list[Literal["http", "scheduler"]]:
+    """What this process may be among SGLang's, from how it was started and what it has imported by now.
+
+    The process that serves HTTP (or holds an offline engine) was started by hand, or by a launcher that has imported
+    the engine in a child of its own. A scheduler is always a child, and has imported its module. The detokenizer is
+    neither. A process may look like both; then both are bound: what a process does not use changes nothing there.
+    """
+    child = multiprocessing.parent_process() is not None
+    kinds: list[Literal["http", "scheduler"]] = []
+    if not child or "sglang.srt.entrypoints.engine" in sys.modules:
+        kinds.append("http")
+    if child and "sglang.srt.managers.scheduler" in sys.modules:
+        kinds.append("scheduler")
+    return kinds
 
 
 class _FailClosed:

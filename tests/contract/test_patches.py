@@ -1,5 +1,6 @@
 """The seams and the SGLang that is installed: known, complete, absent when switched off, closed when broken."""
 
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -133,6 +134,26 @@ def test_whatever_goes_wrong_in_load_is_no_exception(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(seams, "apply", fail)
     with pytest.raises(SystemExit, match="broken"):
         plugin.load()
+
+
+@pytest.mark.parametrize(
+    ("child", "imported", "kinds"),
+    [
+        (False, [], ["http"]),
+        (False, ["entrypoints.engine", "managers.scheduler"], ["http"]),
+        (True, ["managers.scheduler"], ["scheduler"]),
+        (True, ["managers.detokenizer_manager"], []),
+        (True, ["entrypoints.engine", "managers.scheduler"], ["http", "scheduler"]),
+    ],
+    ids=["sglang serve", "offline engine", "scheduler", "detokenizer", "server in a child, script with an engine"],
+)
+def test_a_process_is_known_by_its_parent_and_its_imports(
+    monkeypatch: pytest.MonkeyPatch, child: bool, imported: list[str], kinds: list[str]
+) -> None:
+    monkeypatch.setattr(multiprocessing, "parent_process", lambda: object() if child else None)
+    modules = {name: module for name, module in sys.modules.items() if not name.startswith("sglang.srt")}
+    monkeypatch.setattr(sys, "modules", modules | {f"sglang.srt.{name}": sys for name in imported})
+    assert plugin.process_kinds() == kinds
 
 
 OFF = """
