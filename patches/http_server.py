@@ -20,6 +20,7 @@ SEAM = Seam(
             "_wait_for_scheduler_ready": "ea2a101b5544c267",
         },
         "sglang.srt.entrypoints.http_server": {
+            "app": "a3def3acf9088aae",
             "_setup_and_run_http_server": "9e635305bf41ed5e",
             "serve_generate_request": "f6022dd5661c9fad",
         },

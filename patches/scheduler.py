@@ -12,8 +12,7 @@ SEAM = Seam(
     can_go_when="SGLang takes the scheduler class from its arguments (as it does for the tokenizer manager)",
     fingerprints={
         "sglang.srt.managers.scheduler": {
-            "run_scheduler_process": "c1bdc2fb77b68669",
-            "_make_abort_req": "56975083fb7aa481",
+            "Scheduler.__init__": "72cff5bab57e364a",
             "Scheduler._abort_on_queued_limit": "a021b5a75ede1437",
             "Scheduler._add_request_to_queue": "bfa9f807d4a52247",
             "Scheduler._get_new_batch_prefill_raw": "7c15425aad4bc66a",
@@ -28,6 +27,7 @@ SEAM = Seam(
             "Scheduler.get_output_streamer_class": "b5ecedad5b7ce7a2",
             "Scheduler.get_prefill_adder_class": "c5c24e4050174dce",
             "Scheduler.ingest_requests": "aa2524b601bfc673",
+            "Scheduler.init_chunked_prefill": "e13c41a96e78049e",
             "Scheduler.init_output_streamer": "7cbfe7643e9be1b4",
             "Scheduler.init_request_receiver": "1613c6ce72f17c2f",
             "Scheduler.on_idle": "3e0b66330f0e19dc",
@@ -37,10 +37,13 @@ SEAM = Seam(
             "Scheduler.send_abort_output": "663a8769ba9e476f",
             "Scheduler.stash_chunked_request": "ec61b8ea179724aa",
             "Scheduler.update_running_batch": "37a2d79c422454cb",
+            "_make_abort_req": "56975083fb7aa481",
+            "run_scheduler_process": "c1bdc2fb77b68669",
         },
         "sglang.srt.managers.schedule_batch": {
             "NextBatchPlan": "d372cb7fb1d8b233",
             "Req.init_next_round_input": "0f4d809c2d006626",
+            "ScheduleBatch.check_decode_mem": "3eb8e8cbc59d0e1f",
             "ScheduleBatch.copy": "edfb7f43fb2a8420",
             "ScheduleBatch.filter_batch": "966d47dd74a511a8",
             "ScheduleBatch.merge_batch": "741c11abe785ba11",
@@ -56,8 +59,32 @@ SEAM = Seam(
             "_GenerationStreamAccumulator": "091de51675fb7159",
         },
         "sglang.srt.managers.scheduler_components.request_receiver": {
+            "SchedulerRequestReceiver._broadcast_reqs_across_ranks": "446d0e7456b81e67",
             "SchedulerRequestReceiver._pull_raw_reqs": "e3d1d5afe06857c3",
             "SchedulerRequestReceiver.recv_requests": "0e53cd6eac6db782",
+        },
+        "sglang.srt.mem_cache.common": {
+            "match_kv_cache": "2d21decb26be6bdb",
+            "release_kv_cache": "ef87e967bb9b7246",
+        },
+        "sglang.srt.constrained.grammar_manager": {
+            "GrammarManager.get_ready_grammar_requests": "d107de2630831a87",
+            "GrammarManager.has_waiting_grammars": "364c6f6220f7e81d",
+        },
+        "sglang.srt.sampling.sampling_batch_info": {
+            "SamplingBatchInfo.filter_batch": "0476f13c9ad87137",
+            "SamplingBatchInfo.merge_batch": "8d3079b2a21be423",
+        },
+        "sglang.srt.sampling.penaltylib.orchestrator": {
+            "BatchedPenalizerOrchestrator": "24ff826fd7b5da8a",
+            "_BatchedPenalizer": "cb43f2b183a7191d",
+        },
+        "sglang.srt.managers.scheduler_components.batch_result_processor": {
+            "SchedulerBatchResultProcessor.process_batch_result_decode": "ed2858c952502da7",
+            "SchedulerBatchResultProcessor.process_batch_result_prefill": "92f5809ed511f8b4",
+        },
+        "sglang.srt.runtime_context": {
+            "get_parallel": "d29687b841257f0a",
         },
     },
 )

@@ -1,5 +1,6 @@
 """The seams and the SGLang that is installed: known, complete, absent when switched off, closed when broken."""
 
+import ast
 import multiprocessing
 import os
 import shutil
@@ -47,6 +48,33 @@ def test_a_seam_is_declared_in_full(seam: seams.Seam) -> None:
 def test_each_seam_has_a_file_of_its_own() -> None:
     files = [file for file in PATCHES.glob("*.py") if file.name != "__init__.py"]
     assert len(files) == len({seam.name for seam in patches.SEAMS}) == len(patches.SEAMS)
+
+
+ENGINE = Path(seams.__file__).parent
+KNOWN = {definition for seam in patches.SEAMS for definition in seam.expected()}
+
+
+def test_all_that_the_scheduler_overrides_is_known() -> None:
+    """A method of SGLang's that ours takes the place of, or calls, has a fingerprint."""
+    stock = SourceTree.of("sglang")
+    tree = ast.parse((ENGINE / "scheduler.py").read_text(encoding="utf-8"))
+    ours = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "SLOScheduler")
+    methods = {node.name for node in ours.body if isinstance(node, ast.FunctionDef)}
+    overridden = {f"sglang.srt.managers.scheduler:Scheduler.{name}" for name in methods}
+    assert {each for each in overridden if stock.fingerprint(each)} - KNOWN == set()
+
+
+def test_all_that_the_engine_imports_is_known() -> None:
+    """Each name of SGLang's in `engine/` has a fingerprint, or those of its parts that are used."""
+    imported = {
+        f"{node.module}:{alias.name}"
+        for file in ENGINE.glob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sglang.")
+        for alias in node.names
+    }
+    assert imported
+    assert {name for name in imported if not any(f"{each}.".startswith(f"{name}.") for each in KNOWN)} == set()
 
 
 @pytest.fixture(scope="module")
