@@ -13,7 +13,6 @@ import requests
 
 from slos_sglang.engine.launch import Server, server
 from slos_sglang.telemetry.events import Arrive, read_events
-from slos_sglang.tiny_model import make_tiny_model
 
 pytestmark = pytest.mark.e2e
 
@@ -38,10 +37,9 @@ class Running:
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def running(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Running]:
+    """A server of its own: with bounds, and with a log in which refusals may be found."""
     folder = tmp_path_factory.mktemp("wire")
-    model = folder / "model"
-    make_tiny_model(model)
     config = folder / "slo.yaml"
     config.write_text(
         json.dumps(
@@ -52,8 +50,8 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         ),
         encoding="utf-8",
     )
-    with server(model, config=config, log=folder / "server.log") as started:
-        yield Running(server=started, model=str(model), events=folder / "events.jsonl")
+    with server(tiny_model, config=config, log=folder / "server.log") as started:
+        yield Running(server=started, model=str(tiny_model), events=folder / "events.jsonl")
 
 
 @dataclass(frozen=True)
