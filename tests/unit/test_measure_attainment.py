@@ -94,6 +94,9 @@ def test_mean_rule_takes_each_phase_by_itself():
     tokens = [*evenly(0.0, 0.010, 5), *evenly(0.140, 0.100, 5)]
     assert kept_mean_rule(targets, 0.0, tokens, think_tokens=5)
     assert not kept_mean_rule(targets, 0.0, tokens, think_tokens=6)
+    # The gap between the last thinking token and the first of the answer is the answer's.
+    assert kept_mean_rule(targets, 0.0, [0.0, 0.01, 0.11], think_tokens=2)
+    assert not kept_mean_rule(targets, 0.0, [0.0, 0.01, 0.12], think_tokens=2)
 
 
 def test_answer_counts_from_the_end_of_thinking_where_thinking_has_no_pace():

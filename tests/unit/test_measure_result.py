@@ -26,15 +26,23 @@ def test_every_offered_program_is_in_the_denominator():
             program("good"),
             program("slow", (0.3, 0.35, 0.4)),
             program("refused", (), outcome="declined", declined=True),
+            program("cut short", GOOD, outcome="declined", declined=True),
             program("broken", GOOD, outcome="failed"),
             program("left over", GOOD, declined=True, best_effort=True),
         ]
     )
-    assert (result.offered, result.finished, result.declined, result.best_effort) == (5, 3, 2, 1)
-    assert result.attainment == result.attainment_mean_tpot == 2 / 5
+    assert (result.offered, result.finished, result.declined, result.best_effort) == (6, 3, 3, 1)
+    assert result.attainment == result.attainment_mean_tpot == 2 / 6
     assert result.goodput_req_s == pytest.approx(0.2)
-    assert result.stage_attainment == {"broken": 0, "good": 1, "left over": 1, "refused": 0, "slow": 0}
-    assert result.tokens_per_s == pytest.approx(1.2)
+    assert result.stage_attainment == {
+        "broken": 0,
+        "cut short": 0,
+        "good": 1,
+        "left over": 1,
+        "refused": 0,
+        "slow": 0,
+    }
+    assert result.tokens_per_s == pytest.approx(1.5)
 
 
 def test_all_stages_of_a_program_must_hold():
