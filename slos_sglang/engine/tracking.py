@@ -71,7 +71,7 @@ class Tracker:
         body = (req.sampling_params.custom_params or {}).get("slo")
         slo = parse_wire(body) if body is not None else None
         created_s = req.time_stats.created_time
-        known = now_s - _OLDEST_ARRIVAL_S < created_s <= now_s
+        known = max(0.0, now_s - _OLDEST_ARRIVAL_S) < created_s <= now_s  # 0: nobody stamped it
         state = Request(
             rid=req.rid,
             seq=self._arrivals,

@@ -43,8 +43,8 @@ class Running:
         """What the scheduler says of itself."""
         return requests.get(f"{self.url}/v1/loads", timeout=30).json()["loads"][0]
 
-    def events(self) -> list[Event]:
-        return read_events(self.events_path)
+    def events(self, rank: int = 0) -> list[Event]:
+        return read_events(str(self.events_path).format(rank=rank))
 
     def assert_nothing_is_left(self) -> None:
         """Idle, nothing queued or parked, all memory free after a flush, no error logged, and it still answers."""
@@ -63,8 +63,8 @@ class Running:
 
 @contextmanager
 def slo_server(folder: Path, model: Path, *flags: str, **env: str) -> Iterator[Running]:
-    """A server with events and strict checks."""
-    events, config = folder / "events.jsonl", folder / "slo.yaml"
+    """A server with strict memory checks, where each tensor-parallel rank writes its own events."""
+    events, config = folder / "events-{rank}.jsonl", folder / "slo.yaml"
     config.write_text(json.dumps({"events": str(events)}), encoding="utf-8")
     with server(model, *flags, config=config, log=folder / "server.log", env=STRICT | env) as started:
         yield Running(server=started, model=model, events_path=events)

@@ -7,6 +7,7 @@ three tiers, so that some are parked and some chunked while it happens.
 import asyncio
 import json
 import random
+import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -28,15 +29,15 @@ def crowd(seed: int, size: int, *, longest: int = 600, tokens: int = 24, **more:
     """Requests whose tiers take turns, with names to abort them by."""
     rng = random.Random(seed)
     bodies = [request(prompt(rng, rng.randint(1, longest)), tokens, TIERS[n % len(TIERS)]) for n in range(size)]
-    return [body | more | {"rid": f"crowd{seed}-{n}"} for n, body in enumerate(bodies)]
+    return [body | more | {"rid": f"crowd{seed}-{n}-"} for n, body in enumerate(bodies)]
 
 
 def complete(answers: list[Answer], tokens: int = 24) -> bool:
     return all(a.status == 200 and a.finish == "length" and len(a.output) == tokens for a in answers)
 
 
-def parked(running: Running) -> set[str]:
-    return {rid for event in running.events() if isinstance(event, Step) for rid in event.parked}
+def steps_of(running: Running) -> list[Step]:
+    return [event for event in running.events() if isinstance(event, Step)]
 
 
 # Requests at the edge ---------------------------------------------------------------------------------------------
@@ -148,29 +149,38 @@ async def choices(session: Any, url: str, body: dict[str, Any]) -> list[dict[str
 
 
 def test_aborts_of_queued_chunked_parked_and_running_requests(shared: Running) -> None:
-    """Everybody is asked to leave at a random moment; some finish before, and one is never aborted."""
+    """Everybody is asked to leave at a random moment; some finish before. Nobody aborted stays parked for long."""
     rng = random.Random(6)
     bodies = crowd(6, 48, longest=1500, tokens=200)
+    aborted_s: dict[str, float] = {}
 
     async def run() -> list[Answer]:
         async with client() as session:
 
-            async def abort(rid: str) -> None:
-                await asyncio.sleep(rng.uniform(0.05, 6.0))
+            async def abort(rid: str, after_s: float) -> None:
+                await asyncio.sleep(after_s)
                 async with session.post(f"{shared.url}/abort_request", json={"rid": rid}) as response:
                     assert response.status == 200
+                aborted_s[rid] = time.perf_counter()  # the clock of the events
 
             waits_s = [rng.uniform(0, 2) for _ in bodies]
             asks = [ask(session, shared.url, body, wait_s=wait_s) for body, wait_s in zip(bodies, waits_s, strict=True)]
-            aborts = [abort(body["rid"] + "") for body in bodies[1:]]
-            answers = await asyncio.gather(*asks, *aborts)
-            return answers[: len(bodies)]
+            aborts = [abort(body["rid"], rng.uniform(0.05, 6.0)) for body in bodies]
+            answers, _ = await asyncio.gather(asyncio.gather(*asks), asyncio.gather(*aborts))
+            return answers
 
-    answers = asyncio.run(run())
-    ended = Counter(answer.finish for answer in answers)
+    ended = Counter(answer.finish for answer in asyncio.run(run()))
     assert set(ended) <= {"abort", "length", None}, ended
     assert ended["abort"] > 10, ended
     shared.assert_nothing_is_left()
+
+    while_parked = 0
+    for rid, at_s in aborted_s.items():
+        steps = [step for step in steps_of(shared) if rid in step.parked]
+        while_parked += any(step.t_s <= at_s <= step.end_s for step in steps)
+        # One step may have been under way, and the next may have begun before the word came.
+        assert sum(step.t_s > at_s for step in steps) <= 1, rid
+    assert while_parked, "no request was aborted while it was parked"
 
 
 def test_clients_that_hang_up_free_what_they_held(shared: Running) -> None:
@@ -189,10 +199,6 @@ def test_clients_that_hang_up_free_what_they_held(shared: Running) -> None:
     assert complete(answers[len(bodies) :])
     assert sum(answer.status == 0 for answer in answers) > len(bodies) / 2
     shared.assert_nothing_is_left()
-
-
-def test_aborting_a_parked_request_does_not_wait_for_its_turn(shared: Running) -> None:
-    """An aborted request leaves at the next step, however long it would have been parked."""
 
 
 def test_abort_all(shared: Running) -> None:
@@ -299,7 +305,7 @@ def test_requests_are_retracted_when_memory_is_full(cramped: Running) -> None:
     assert any(answer.meta["num_retractions"] for answer in answers)
     retracted = [a for a in answers if a.receipt and a.meta["num_retractions"]]
     assert all(a.receipt["preemptions"] == a.meta["num_retractions"] for a in retracted)
-    steps = [event for event in cramped.events() if isinstance(event, Step)]
+    steps = steps_of(cramped)
     assert any(step.parked for step in steps)
     # Parked requests keep their places: never more than may run.
     assert max(len({*step.decode, *step.prefill, *step.parked}) for step in steps) <= MOST_ROWS
@@ -317,11 +323,14 @@ def test_a_prompt_that_can_never_fit_is_refused(cramped: Running) -> None:
 # Everything together ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("which", ["shared", "cramped"])
+STRESSES = {"shared": {"longest": 1500, "seed": 16}, "cramped": {"longest": 400, "seed": 17}}
+
+
+@pytest.mark.parametrize("which", STRESSES)
 def test_random_stress(which: str, request: pytest.FixtureRequest) -> None:
     """Random tiers, lengths, shared prefixes, features; 40 % of the clients abort or hang up at a random moment."""
     running: Running = request.getfixturevalue(which)
-    stress(running, longest=1500 if which == "shared" else 400, seed=16)
+    stress(running, **STRESSES[which])
     running.assert_nothing_is_left()
 
 
@@ -335,7 +344,7 @@ def stress(running: Running, *, longest: int, seed: int) -> None:
         start = rng.choice([[], [], *common])
         size = round(longest ** rng.random())
         body["input_ids"] = (start + prompt(rng, size))[:longest]
-        body["rid"] = f"{which_name(running)}-stress{n}-"
+        body["rid"] = f"stress{seed}-{n}-"
         body["stream"] = rng.random() < 0.5
         leaves = rng.choices(("stays", "aborts", "hangs up"), (60, 20, 20))[0]
         calls.append((body, leaves, rng.uniform(0, STRESS_S), rng.uniform(0, 4)))
@@ -361,7 +370,3 @@ def stress(running: Running, *, longest: int, seed: int) -> None:
         slo = body["sampling_params"].get("custom_params", {}).get("slo")
         if leaves == "stays" and not (slo is REJECT and answer.status == 429):
             assert answer.finish in ("length", "stop"), (body, answer)
-
-
-def which_name(running: Running) -> str:
-    return running.events_path.parent.name

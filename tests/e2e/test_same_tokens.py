@@ -10,23 +10,23 @@ more outputs differ from the reference than in the worst of stock's own crowds.
 import asyncio
 import json
 import random
+from collections import Counter
 
 import aiohttp
 import pytest
+from conftest import Running
+from traffic import TIERS
 
-from slos_sglang.engine.launch import server
-from slos_sglang.telemetry.events import Step, read_events
-from slos_sglang.tiny_model import make_tiny_model
+from slos_sglang.engine.launch import Server
+from slos_sglang.telemetry.events import Step
 
 pytestmark = pytest.mark.e2e
 
 REQUESTS = 64
 LONGEST_PROMPT_TOKENS = 1500
 CROWD_SPAN_S = 2.0
-STOCK_CROWDS = 3
-CHUNK_TOKENS = "96"
-# The tightest can be kept only by holding the others back; the last brings no targets at all.
-TIERS = ({"ttft_ms": 400.0, "tpot_ms": 15.0}, {"ttft_ms": 4000.0, "tpot_ms": 80.0}, None)
+CROWDS = 3
+TIERED = "same-tokens-"  # by these names the requests with tiers are found in the events
 
 
 def mixed_requests(vocabulary: int) -> list[dict]:
@@ -50,7 +50,7 @@ def with_tiers(requests: list[dict]) -> list[dict]:
     for number, request in enumerate(requests):
         slo = TIERS[number % len(TIERS)]
         custom = {} if slo is None else {"custom_params": {"slo": slo}}
-        tiered.append(request | {"sampling_params": request["sampling_params"] | custom})
+        tiered.append(request | {"rid": f"{TIERED}{number}", "sampling_params": request["sampling_params"] | custom})
     return tiered
 
 
@@ -94,32 +94,29 @@ def differing(outputs: list[list[int]], reference: list[list[int]]) -> int:
     return sum(output != expected for output, expected in zip(outputs, reference, strict=True))
 
 
-def test_no_more_outputs_differ_than_between_stocks_own_runs(tmp_path):
-    model = tmp_path / "model"
-    requests = mixed_requests(make_tiny_model(model).vocab_tokens)
-    flags = ("--chunked-prefill-size", CHUNK_TOKENS)
-    with server(model, "--enable-mixed-chunk", *flags, scheduler="stock") as stock:
-        reference = one_at_a_time(stock.url, requests)
-        crowds = [differing(in_a_crowd(stock.url, requests, seed), reference) for seed in range(STOCK_CROWDS)]
-
-    events, config = tmp_path / "events.jsonl", tmp_path / "slo.yaml"
-    config.write_text(json.dumps({"events": str(events)}), encoding="utf-8")
-    with server(model, *flags, scheduler="slos", config=config) as ours:
-        without_slos = differing(in_a_crowd(ours.url, requests, seed=0), reference)
-        with_three_tiers = differing(in_a_crowd(ours.url, with_tiers(requests), seed=0), reference)
+def test_no_more_outputs_differ_than_between_stocks_own_runs(shared: Running, stock_server: Server) -> None:
+    requests = mixed_requests(json.loads((shared.model / "config.json").read_text())["vocab_size"])
+    reference = one_at_a_time(stock_server.url, requests)
+    crowds = [differing(in_a_crowd(stock_server.url, requests, seed), reference) for seed in range(CROWDS)]
+    without_slos = [differing(in_a_crowd(shared.url, requests, seed), reference) for seed in range(CROWDS)]
+    tiered = with_tiers(requests)
+    with_three_tiers = [differing(in_a_crowd(shared.url, tiered, seed), reference) for seed in range(CROWDS)]
 
     print(f"differing of {REQUESTS}: stock {crowds}, without SLOs {without_slos}, three tiers {with_three_tiers}")
-    assert without_slos <= max(crowds)
-    assert with_three_tiers <= max(crowds)
-    assert_really_mixed([event for event in read_events(events) if isinstance(event, Step)])
+    assert max(without_slos) <= max(crowds)
+    assert max(with_three_tiers) <= max(crowds)
+    assert_really_mixed([event for event in shared.events() if isinstance(event, Step)])
 
 
 def assert_really_mixed(steps: list[Step]) -> None:
     """The comparison means something only where requests were parked, chunked, and mixed with decoders."""
-    chunks: dict[str, int] = {}
+    chunks: Counter[str] = Counter()
+    parked = mixed = 0
     for step in steps:
-        for rid in step.prefill:
-            chunks[rid] = chunks.get(rid, 0) + 1
-    assert any(step.parked for step in steps)
+        chunked = [rid for rid in step.prefill if rid.startswith(TIERED)]
+        chunks.update(chunked)
+        mixed += bool(chunked and step.decode)
+        parked += sum(rid.startswith(TIERED) for rid in step.parked)
+    print(f"steps: {mixed} mixed, {parked} rows parked, most chunks of a prompt {max(chunks.values())}")
+    assert mixed and parked
     assert max(chunks.values()) > 3
-    assert any(step.prefill and step.decode for step in steps)

@@ -1,0 +1,111 @@
+"""What is known of a request: from queueing over steps to its receipt, without a server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from slos_sglang.engine.config import SLOConfig
+from slos_sglang.engine.tracking import Tracker
+from slos_sglang.policy.batch_time import OnlineCostModel
+from slos_sglang.telemetry.events import read_events
+
+
+def tracker(config: SLOConfig | None = None, *, rank: int = 0, tokenizer: Any = None) -> Tracker:
+    return Tracker(config or SLOConfig(), OnlineCostModel(), lambda: tokenizer, rank=rank)
+
+
+def req(slo: dict[str, Any] | None = None, *, prompt: int = 5, created_s: float = 99.0) -> SimpleNamespace:
+    return SimpleNamespace(
+        rid="r",
+        origin_input_ids=list(range(prompt)),
+        output_ids=[],
+        sampling_params=SimpleNamespace(custom_params=slo and {"slo": slo}, max_new_tokens=8),
+        time_stats=SimpleNamespace(created_time=created_s),
+        extend_end=prompt,
+        finished=lambda: False,
+    )
+
+
+def step(tracked: Tracker, *reqs: SimpleNamespace, now_s: float, token: int = 7) -> None:
+    """A decode step of all `reqs`, accounted for at the tick that ends it."""
+    batch = SimpleNamespace(
+        reqs=list(reqs),
+        forward_mode=SimpleNamespace(is_extend=lambda: False),
+        decoding_reqs=None,
+        chunked_req=None,
+        extend_lens=None,
+    )
+    tracked.launch(batch, None, waiting=0, now_s=now_s)  # type: ignore[arg-type]
+    for each in reqs:
+        each.output_ids.append(token)
+    tracked.processed()
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        (req({"tpot_ms": 5.0}, prompt=0), "prompt is empty"),
+        (req(prompt=0), "prompt is empty"),
+        (req({"tpot_ms": -5.0}), "tpot_ms"),
+        (req({"think_end": "x", "think_tpot_ms": 5.0}), "think_end='x'"),
+    ],
+)
+def test_what_can_t_be_queued_is_said(asked: SimpleNamespace, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        tracker().enqueue(asked, 100.0, is_retracted=False)
+
+
+@pytest.mark.parametrize(
+    ("created_s", "arrival_s"), [(99.5, 99.5), (0.0, 100.0), (100.5, 100.0)], ids=["known", "unset", "another clock"]
+)
+def test_arrival_is_when_the_server_received_the_request(created_s: float, arrival_s: float) -> None:
+    asked = req({"tpot_ms": 5.0}, created_s=created_s)
+    tracker().enqueue(asked, 100.0, is_retracted=False)
+    assert Tracker.state(asked).arrival_s == arrival_s
+
+
+def test_only_retractions_count_as_preemptions() -> None:
+    tracked, asked = tracker(), req({"tpot_ms": 5.0})
+    for is_retracted in (False, True, False, True):
+        tracked.enqueue(asked, 100.0, is_retracted=is_retracted)
+    assert Tracker.state(asked).preemptions == 2
+
+
+def test_tokens_count_at_the_tick_and_by_its_time() -> None:
+    tracked, asked = tracker(), req({"ttft_ms": 2000.0, "tpot_ms": 500.0})
+    tracked.enqueue(asked, 100.0, is_retracted=False)
+    tracked.measure(asked, computed=0)
+    tracked.settle(100.0)
+    step(tracked, asked, now_s=100.0)
+    state = Tracker.state(asked)
+    assert (state.output_tokens, state.pending) == (0, 1)
+    tracked.settle(100.25)
+    assert (state.output_tokens, state.pending, state.first_token_s) == (1, 0, 100.25)
+    assert state.due_s == 100.75
+
+
+def test_a_request_that_never_was_queued_has_no_receipt() -> None:
+    assert tracker().receipt(req({"tpot_ms": 5.0})) is None
+
+
+def test_a_request_that_asked_for_nothing_has_no_receipt() -> None:
+    tracked, asked = tracker(), req()
+    tracked.enqueue(asked, 100.0, is_retracted=False)
+    assert tracked.receipt(asked) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "written"), [("e.jsonl", ["e.jsonl"]), ("e{rank}.jsonl", ["e0.jsonl", "e1.jsonl"])], ids=["one", "each"]
+)
+def test_one_file_one_writer(name: str, written: list[str], tmp_path: Path) -> None:
+    config = SLOConfig(events=str(tmp_path / name))
+    ranks = [tracker(config, rank=rank) for rank in (0, 1)]
+    for tracked in ranks:
+        tracked.enqueue(req(), 100.0, is_retracted=False)
+        tracked.idle()
+    assert sorted(path.name for path in tmp_path.iterdir()) == written
+    assert [len(read_events(tmp_path / each)) for each in written] == [1] * len(written)
