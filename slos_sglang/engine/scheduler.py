@@ -62,6 +62,8 @@ class SLOScheduler(Scheduler):  # type: ignore[misc]
         self._decode_only: list[Req] | None = None
         # A decode batch that was split off for the step being run.
         self._active: ScheduleBatch | None = None
+        # While SGLang forms a prefill batch: requests that come into the queue behind the decision's back.
+        self._late: list[Req] | None = None
         super().__init__(*args, **kwargs)
         self._refuse_what_is_not_supported()
         self._stock_mixed_chunk = self.is_mixed_chunk and os.environ.get(OPERATOR_MIXED_ENV, "1") == "1"
@@ -108,6 +110,9 @@ class SLOScheduler(Scheduler):  # type: ignore[misc]
         return received
 
     def _add_request_to_queue(self, req: Req, is_retracted: bool = False) -> None:
+        if self._late is not None:
+            self._late.append(req)
+            return
         try:
             self._tracker.enqueue(req, self._now_s, is_retracted=is_retracted)
         except ValueError as error:
@@ -134,7 +139,7 @@ class SLOScheduler(Scheduler):  # type: ignore[misc]
         self._queue_ready_grammars()
         if not self._any_slo(running_batch):
             self.is_mixed_chunk = self._stock_mixed_chunk
-            return super().get_new_batch_prefill(running_batch)
+            return self._prefill_pass(running_batch)
         batch = self._decide(running_batch)
         return self._apply(batch, running_batch)
 
@@ -223,10 +228,20 @@ class SLOScheduler(Scheduler):  # type: ignore[misc]
         self.chunked_prefill_size = tokens + len(active.reqs)
         ParkingAdder.parked = parked.reqs
         try:
-            return super().get_new_batch_prefill(active)
+            return self._prefill_pass(active)
         finally:
             self.chunked_prefill_size = whole_budget
             ParkingAdder.parked = []
+
+    def _prefill_pass(self, running_batch: ScheduleBatch) -> NextBatchPlan:
+        """SGLang's own pass. It asks for ready grammars once more; who turns up now has its turn, judged, next step."""
+        self._late = []
+        try:
+            return super().get_new_batch_prefill(running_batch)
+        finally:
+            late, self._late = self._late, None
+            for req in late:
+                self._add_request_to_queue(req)
 
     def _in_sglangs_order(self, batch: Batch) -> list[tuple[Req, int]]:
         """The plan's prompts as SGLang can run them: the chunk in progress goes first, or back to the queue."""

@@ -22,6 +22,8 @@ from slos_sglang.policy.request import INF, Request
 from slos_sglang.slo import parse_wire
 from slos_sglang.telemetry.events import EventWriter
 
+# From the scheduler through detokenizer and HTTP to the client, ms; a deadline is the client's.
+DELIVERY_MS = 6.0
 # A request's own time stamp counts if it is no older than this: the longest it may have waited to be received.
 _OLDEST_ARRIVAL_S = 600.0
 
@@ -99,7 +101,7 @@ class Tracker:
         state.uncached_tokens = max(total - state.context_tokens, 1)
         if state.constrained and not state.targets_set:
             bounds = self._config.class_of(state.slo.stage if state.slo else None)
-            state.set_targets(self._cost, min_ttft_ms=bounds.min_ttft_ms if bounds else None)
+            state.set_targets(self._cost, min_ttft_ms=bounds.min_ttft_ms if bounds else None, delivery_ms=DELIVERY_MS)
 
     def decoder(self, req: Req) -> Request:
         """`req` decodes: its view, brought up to date."""

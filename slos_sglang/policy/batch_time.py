@@ -99,9 +99,10 @@ CPU_PRIOR = Piece(tokens_ms=0.1, requests_ms=0.35, context_ms=0.0015, const_ms=6
 class OnlineCostModel(CostModel):
     """One piece, corrected by measured steps.
 
-    Exponentially weighted ridge regression towards the prior, on relative errors, with coefficients kept at or above
-    zero. A step that took more than `outlier` times its prediction (a hiccup of the machine) counts as that much.
-    `margin` follows the 90 % quantile of measured over predicted times.
+    Two corrections at two speeds. The coefficients come from exponentially weighted ridge regression towards the prior,
+    on relative errors, kept at or above zero; a step that took more than `outlier` times its prediction (a hiccup of
+    the machine) counts as that much. `drift`, a factor on all of them, follows the last few steps: a shared machine is
+    slow for a while, then fast again. `margin` follows the 90 % quantile of measured over predicted times.
     """
 
     prior: Piece = CPU_PRIOR
@@ -109,6 +110,7 @@ class OnlineCostModel(CostModel):
     prior_weight: float = 0.15
     refit_every: int = 16
     outlier: float = 2.0
+    drift_gain: float = 0.2
     quantile: float = 0.9
     steps: int = field(default=0, init=False)
 
@@ -117,11 +119,12 @@ class OnlineCostModel(CostModel):
         theta = np.array([self.prior.tokens_ms, self.prior.requests_ms, self.prior.context_ms, self.prior.const_ms])
         if (theta <= 0).any():
             raise ValueError(f"prior must have positive coefficients to be corrected, not {self.prior}")
-        self._prior = theta
+        self._prior = self._theta = theta
         self._ridge = np.diag(self.prior_weight / theta**2)
         self._xx = np.zeros((4, 4))
         self._xy = np.zeros(4)
         self._margin = 1.15
+        self._drift = 1.0
 
     @property
     def margin(self) -> float:
@@ -132,9 +135,9 @@ class OnlineCostModel(CostModel):
         if size.requests == 0 or measured_ms <= 0:
             return
         predicted = self.batch_ms(size)
-        ratio = measured_ms / predicted
+        undrifted = predicted / self._drift
         warm = self.steps >= 2 * self.refit_every
-        target = min(measured_ms, self.outlier * predicted) if warm else measured_ms
+        target = min(measured_ms, self.outlier * undrifted) if warm else measured_ms
         x = np.array([size.tokens, size.requests, size.context_tokens, 1.0]) / target
         keep = 1.0 - 1.0 / self.memory_steps
         self._xx = keep * self._xx + np.outer(x, x)
@@ -143,10 +146,12 @@ class OnlineCostModel(CostModel):
         if self.steps % self.refit_every == 0 or self.steps < 8:
             self._refit()
         if warm:
+            self._drift += self.drift_gain * (min(measured_ms / undrifted, 2 * self._drift) - self._drift)
             # Robbins-Monro step towards the quantile: up by q, down by 1 - q.
-            gain = 0.01
-            self._margin += gain * (self.quantile if ratio > self._margin else self.quantile - 1.0)
+            gain = 0.01 if measured_ms > self._margin * predicted else -0.01
+            self._margin += gain * (self.quantile if gain > 0 else 1.0 - self.quantile)
             self._margin = min(max(self._margin, 1.0), 1.6)
+        self._scale()
 
     def _refit(self) -> None:
         free = [0, 1, 2, 3]
@@ -159,11 +164,8 @@ class OnlineCostModel(CostModel):
                 theta[free] = solved
                 break
             free = [i for i, value in zip(free, solved, strict=True) if value > 0]
-        self.pieces = (
-            Piece(
-                tokens_ms=float(theta[0]),
-                requests_ms=float(theta[1]),
-                context_ms=float(theta[2]),
-                const_ms=float(theta[3]),
-            ),
-        )
+        self._theta = theta
+
+    def _scale(self) -> None:
+        tokens, requests, context, const = (float(value) * self._drift for value in self._theta)
+        self.pieces = (Piece(tokens_ms=tokens, requests_ms=requests, context_ms=context, const_ms=const),)

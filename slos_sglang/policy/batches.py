@@ -130,12 +130,20 @@ def form_batch(
     # How long the batch may last: until the earliest due token, planned with the cost model's own margin.
     floor_ms = cost.batch_ms(_rows(promised))
     slack_ms = [(due_s(r, limits) - now_s) * 1e3 / cost.margin for r in promised if r.kept]
-    window_ms = max(min(slack_ms, default=INF), floor_ms)
+    # Where decoders have fallen behind, a prompt that is due before them still gets a third of the time.
+    urgent_prompt = any(
+        r.standard and r.kept and r.due_s <= due_s(d, limits) for r in prompts[:1] for d in promised[:1]
+    )
+    least_ms = floor_ms * (1.5 if urgent_prompt else 1.0)
+    window_ms = max(min(slack_ms, default=INF), least_ms)
     if prompts:
         window_ms = min(window_ms, max(limits.max_batch_ms, floor_ms))
 
-    # 1. Whoever would be late after this batch and the shortest one that can follow.
-    horizon_s = now_s + (window_ms + floor_ms) * cost.margin / 1e3 if window_ms < INF else INF
+    # 1. Whoever would be late after this batch and one as long as the tightest pace allows: sitting this one out would
+    # cut the next one short, and every batch costs its constant.
+    pace_ms = min([r.pace_s * 1e3 for r in promised if r.kept], default=INF)
+    next_ms = max(min(pace_ms, limits.max_batch_ms), floor_ms)
+    horizon_s = now_s + (window_ms * cost.margin + next_ms) / 1e3 if window_ms < INF else INF
     rest: list[Request] = []
     for request in decoders:
         if due_s(request, limits) <= horizon_s if request.standard else turn and aged(request, now_s, limits):

@@ -96,11 +96,12 @@ class Request:
             return False
         return not self.judged or now_s < self.ttft_due_s
 
-    def set_targets(self, cost: CostModel, *, min_ttft_ms: float | None = None) -> None:
+    def set_targets(self, cost: CostModel, *, min_ttft_ms: float | None = None, delivery_ms: float = 0.0) -> None:
         """Turn the SLO into seconds, once `uncached_tokens` and `context_tokens` are known.
 
         A TTFT slowdown is relative to the zero-load prefill of the uncached tokens. A call with a budget and no TPOT is
         paced as if the whole of it, prefill and up to `max_tokens` decodes, were slowed down alike to fill the budget.
+        The first token is planned `delivery_ms` early: what it takes from the scheduler to the client.
         """
         slo = self.slo
         if slo is None or not slo.constrained:
@@ -123,6 +124,7 @@ class Request:
             slowdown = slo.budget_ms / (prefill_ms + self.max_tokens * decode_ms)
             self.pace_s = min(self.pace_s, max(slowdown, 1.0) * decode_ms / 1e3)
             self.due_s = min(self.due_s, self.arrival_s + max(slowdown, 1.0) * prefill_ms / 1e3, self.deadline_s)
+        self.due_s -= delivery_ms / 1e3
 
     @property
     def ttft_due_s(self) -> float:
