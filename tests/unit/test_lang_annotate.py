@@ -156,7 +156,7 @@ def test_a_branch_that_was_not_taken_is_no_error():
         ({"plan": {"tpot_ms": 5}}, "target of 'plan' must be an SLO, not {'tpot_ms': 5}"),
         ({"plan": 5}, "target of 'plan' must be an SLO, not 5"),
         ({"e2e_ms": 0}, "e2e_ms must be a finite number greater than 0, not 0"),
-        ({"e2e_ms": True}, "e2e_ms must be a finite number greater than 0, not True"),
+        ({"e2e_ms": True}, "e2e_ms must be a finite number, not True"),
     ],
 )
 def test_wrong_values(arguments, message):
