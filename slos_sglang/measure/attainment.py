@@ -40,9 +40,7 @@ class Targets:
                 raise ValueError(f"targets.{name} must be greater than 0, not {value!r}")
 
 
-def kept_token_rule(
-    targets: Targets, arrival_s: float, token_s: Sequence[float], think_tokens: int = 0
-) -> bool:
+def kept_token_rule(targets: Targets, arrival_s: float, token_s: Sequence[float], think_tokens: int = 0) -> bool:
     """True where every checked token came by its due time.
 
     `arrival_s` and `token_s` (the time of each output token, ascending) are seconds on one clock. Source: the
@@ -75,9 +73,7 @@ def kept_token_rule(
     return True
 
 
-def kept_mean_rule(
-    targets: Targets, arrival_s: float, token_s: Sequence[float], think_tokens: int = 0
-) -> bool:
+def kept_mean_rule(targets: Targets, arrival_s: float, token_s: Sequence[float], think_tokens: int = 0) -> bool:
     """True where TTFT and the mean TPOT of each phase are within their targets, without tolerance.
 
     Same arguments as `kept_token_rule`. A phase without a gap between two tokens has no TPOT and keeps any.

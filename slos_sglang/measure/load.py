@@ -108,10 +108,7 @@ async def drive(url: str, calls: Sequence[Call], *, timeout_s: float) -> LoadRep
         async with aiohttp.ClientSession(connector=connector, timeout=session_timeout) as session:
             start_s, cpu_s = time.monotonic(), time.process_time()
             await asyncio.gather(
-                *(
-                    _send(session, f"{url}/generate", body, raw, start_s)
-                    for body, raw in zip(bodies, raws, strict=True)
-                )
+                *(_send(session, f"{url}/generate", body, raw, start_s) for body, raw in zip(bodies, raws, strict=True))
             )
             wall_s, cpu_s = time.monotonic() - start_s, time.process_time() - cpu_s
     finally:
