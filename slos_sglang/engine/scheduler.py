@@ -169,7 +169,7 @@ class SLOScheduler(Scheduler):  # type: ignore[misc]
         decoding = [self._tracker.decoder(req) for req in running_batch.reqs]
         now_s = self._tracker.start_of_next_step(self._now_s, overlap=self.enable_overlap)
 
-        undecided = [r for r in waiting if r.undecided(now_s)]
+        undecided = [r for r in (*waiting, *decoding) if r.undecided(now_s)]
         if undecided:
             judged = self._policy.admit(now_s, undecided, decoding, waiting)
             rejected = [(r, v) for r, v in judged if not v.admitted and r.slo and r.slo.on_decline == "reject"]
@@ -184,7 +184,9 @@ class SLOScheduler(Scheduler):  # type: ignore[misc]
     def _reject(self, request: Request, verdict: Verdict) -> None:
         req = request.handle
         self.waiting_queue.remove(req)
-        message = f"declined: {verdict.reason}; it could be met in about {verdict.retry_after_s:.1f} s"
+        message = f"declined: {verdict.reason}"
+        if verdict.retry_after_s:
+            message += f"; it could be met in about {verdict.retry_after_s:.1f} s"
         self._refuse(req, abort_reason(HTTPStatus.TOO_MANY_REQUESTS, message, retry_after_s=verdict.retry_after_s))
 
     def _apply(self, batch: Batch, running_batch: ScheduleBatch) -> NextBatchPlan:

@@ -35,7 +35,7 @@ def judge(now_s: float, request: Request, promised: Sequence[Request], cost: Cos
     """Can `request` be promised its targets beside the `promised` ones (decoding and waiting)?"""
     if request.deadline_s <= now_s:
         return Verdict(admitted=False, reason="its budget is spent")
-    everyone = [r for r in promised if r.kept and r is not request]
+    everyone = [r for r in promised if not r.lost(now_s) and r is not request]
     everyone.append(request)
     margin = limits.admission_headroom
     share = _decode_share(everyone, cost) * margin

@@ -3,19 +3,20 @@
 A batch may last until the earliest token that is due (the paper's t0): its size is dynamic, as large as the tightest
 due token allows. Into it go, in this order,
 
-1. the decoders that would be late if they sat this batch out,
-2. prefill chunks of promised requests, earliest TTFT deadline first, as many tokens as there is time for,
-3. the other promised decoders, where time is left,
-4. best effort: decoders, then chunks; in a batch that is its `turn`, those that have waited for
-   `best_effort_max_wait_s` go first instead.
+1. the decoders that would be late if they sat this batch out, or would cut the next one short,
+2. prefill chunks, earliest first token first, as many tokens as there is time for,
+3. the other decoders, where time is left,
+4. best effort, which must hardly stretch the batch: decoders, then chunks.
 
-Everything else is parked: it keeps its KV and sits this batch out.
+Everything else is parked: it keeps its KV and sits this batch out. Within 2 and 3 a request's `Standing` goes before
+its due time: only promises that can still be kept decide how long a batch may last.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import IntEnum
 
 from slos_sglang.policy.batch_time import BatchSize, CostModel
 from slos_sglang.policy.request import INF, Request
@@ -38,7 +39,7 @@ class Limits:
     max_batch_ms: float = 60.0
     best_effort_fill: float = 0.6
     min_chunk_tokens: int = 16
-    admission_headroom: float = 1.25
+    admission_headroom: float = 1.3
 
 
 @dataclass(slots=True, kw_only=True)
@@ -62,6 +63,25 @@ def due_s(request: Request, limits: Limits) -> float:
 def aged(request: Request, now_s: float, limits: Limits) -> bool:
     """True for best effort that was not served for too long."""
     return not request.standard and due_s(request, limits) <= now_s
+
+
+class Standing(IntEnum):
+    """Who goes first."""
+
+    TURN = 0  # best effort that has aged, in a batch that is its turn
+    PROMISED = 1
+    HOPEFUL = 2  # declined, but it could still be in time
+    LOST = 3  # promised, but a target was missed: it is served at its pace and holds nobody up
+    BEST_EFFORT = 4
+
+
+def standing(request: Request, now_s: float, limits: Limits, *, turn: bool = False) -> Standing:
+    """Where the request stands at `now_s`; `turn`: aged best effort goes first."""
+    if request.constrained and not request.lost(now_s):
+        return Standing.PROMISED if request.standard else Standing.HOPEFUL
+    if request.standard:
+        return Standing.LOST
+    return Standing.TURN if turn and aged(request, now_s, limits) else Standing.BEST_EFFORT
 
 
 class _Draft:
@@ -114,57 +134,58 @@ def form_batch(
     Returns a non-empty `Batch` whenever there is anything to run.
     """
     draft = _Draft(cost, limits)
+    stands = {id(r): standing(r, now_s, limits, turn=turn) for r in (*decoding, *waiting)}
 
-    def key(request: Request) -> tuple[bool, float, int]:
-        # A promise that is lost already must not cost others theirs. Best-effort prompts go first come, first served.
-        fifo = not request.standard and request.uncached_tokens
-        due = request.arrival_s + limits.best_effort_max_wait_s if fifo else due_s(request, limits)
-        return (not request.kept, due, request.seq)
+    def key(request: Request) -> tuple[int, float, int]:
+        stand = stands[id(request)]
+        if stand is Standing.HOPEFUL:
+            return (stand, request.due_s, request.seq)
+        if request.uncached_tokens and not request.standard:  # first come, first served
+            return (stand, request.arrival_s, request.seq)
+        return (stand, due_s(request, limits), request.seq)
 
     decoders = sorted(decoding, key=key)
     prompts = sorted(waiting, key=key)
-    promised = [r for r in decoders if r.standard]
-    pressing = [r for r in prompts if r.standard or (turn and aged(r, now_s, limits))]
-    patient = [r for r in prompts if not (r.standard or (turn and aged(r, now_s, limits)))]
+    promised = [r for r in decoders if stands[id(r)] is Standing.PROMISED]
+    pressing = [r for r in prompts if stands[id(r)] is not Standing.BEST_EFFORT]
+    patient = [r for r in prompts if stands[id(r)] is Standing.BEST_EFFORT]
 
-    # How long the batch may last: until the earliest due token, planned with the cost model's own margin.
+    # How long the batch may last: until the earliest due token, planned with the cost model's own margin. Where
+    # decoders have fallen behind, a prompt that is due before them still gets a third of the time.
     floor_ms = cost.batch_ms(_rows(promised))
-    slack_ms = [(due_s(r, limits) - now_s) * 1e3 / cost.margin for r in promised if r.kept]
-    # Where decoders have fallen behind, a prompt that is due before them still gets a third of the time.
-    urgent_prompt = any(
-        r.standard and r.kept and r.due_s <= due_s(d, limits) for r in prompts[:1] for d in promised[:1]
+    behind = any(
+        stands[id(p)] is Standing.PROMISED and p.due_s <= due_s(d, limits) for p in prompts[:1] for d in promised[:1]
     )
-    least_ms = floor_ms * (1.5 if urgent_prompt else 1.0)
-    window_ms = max(min(slack_ms, default=INF), least_ms)
+    slack_ms = min([(due_s(r, limits) - now_s) * 1e3 / cost.margin for r in promised], default=INF)
+    window_ms = max(slack_ms, floor_ms * (1.5 if behind else 1.0))
     if prompts:
         window_ms = min(window_ms, max(limits.max_batch_ms, floor_ms))
 
-    # 1. Whoever would be late after this batch and one as long as the tightest pace allows: sitting this one out would
-    # cut the next one short, and every batch costs its constant.
-    pace_ms = min([r.pace_s * 1e3 for r in promised if r.kept], default=INF)
+    # 1. Whoever would be late after this batch and one as long as the tightest pace allows: every batch costs its
+    # constant, so a next one cut short by somebody who sat this one out is dear.
+    pace_ms = min([r.pace_s * 1e3 for r in promised], default=INF)
     next_ms = max(min(pace_ms, limits.max_batch_ms), floor_ms)
     horizon_s = now_s + (window_ms * cost.margin + next_ms) / 1e3 if window_ms < INF else INF
-    rest: list[Request] = []
+    rest = []
     for request in decoders:
-        if due_s(request, limits) <= horizon_s if request.standard else turn and aged(request, now_s, limits):
+        if stands[id(request)] is Standing.TURN or (request.standard and due_s(request, limits) <= horizon_s):
             draft.decode(request)
         else:
             rest.append(request)
 
-    # 2. Promised prompts, and aged ones. One that is completed here has its first token when the batch ends, which
-    # therefore ends before that is due.
+    # 2. Prompts. One that is completed here has its first token when the batch ends, which therefore ends before
+    # that is due.
     for request in pressing:
-        completed = draft.prefill(request, window_ms)
-        if not completed:
+        if not draft.prefill(request, window_ms):
             break
-        if request.standard and request.kept:
+        if stands[id(request)] is Standing.PROMISED:
             first_token_ms = (due_s(request, limits) - now_s) * 1e3 / cost.margin
             window_ms = min(window_ms, max(first_token_ms, cost.batch_ms(draft.batch.size)))
 
-    # 3. The other promised decoders. 4. Best effort, which must hardly stretch the batch.
+    # 3. The other decoders. 4. Best effort.
     best_effort_ms = window_ms if not (promised or pressing) else window_ms * limits.best_effort_fill
     for request in rest:
-        within_ms = window_ms if request.standard else best_effort_ms
+        within_ms = best_effort_ms if stands[id(request)] is Standing.BEST_EFFORT else window_ms
         if draft.batch_ms_with(request) <= within_ms:
             draft.decode(request)
     if sum(tokens for _, tokens in draft.batch.prefill) == sum(r.uncached_tokens for r in pressing):

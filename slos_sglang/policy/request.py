@@ -91,10 +91,13 @@ class Request:
         return self.slo is not None and self.slo.constrained
 
     def undecided(self, now_s: float) -> bool:
-        """True while admission is to be asked: it is new, or was declined and could still be in time."""
-        if not self.constrained or self.standard or self.output_tokens:
-            return False
-        return not self.judged or now_s < self.ttft_due_s
+        """True while admission is to be asked: it is new, or was declined and has lost nothing yet."""
+        return self.constrained and not self.standard and (not self.judged or not self.lost(now_s))
+
+    def lost(self, now_s: float) -> bool:
+        """True once a target was missed, or can only be missed."""
+        late = not self.output_tokens and now_s > self.arrival_s + self.ttft_s * TOLERANCE
+        return late or not self.kept or now_s > self.deadline_s
 
     def set_targets(self, cost: CostModel, *, min_ttft_ms: float | None = None, delivery_ms: float = 0.0) -> None:
         """Turn the SLO into seconds, once `uncached_tokens` and `context_tokens` are known.

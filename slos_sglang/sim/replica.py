@@ -64,7 +64,7 @@ def simulate(
             now_s = max(now_s, coming[-1].call.arrival_s)
         while coming and coming[-1].call.arrival_s <= now_s:
             waiting.append(_arrive(coming.pop(), scheduler.cost, now_s))
-        scheduler.admit(now_s, [r for r in waiting if r.undecided(now_s)], decoding, waiting)
+        scheduler.admit(now_s, [r for r in (*waiting, *decoding) if r.undecided(now_s)], decoding, waiting)
         batch = scheduler.next_batch(now_s, decoding, waiting)
         _check(batch, decoding, waiting)
         factor = rng.lognormvariate(0, noise) if noise else 1.0

@@ -15,7 +15,7 @@ def make(
     rid: str, *, due_ms: float | None, left: int = 0, seq: int = 0, promised: bool = True, pace_ms: float = 100
 ) -> Request:
     """A request whose next token is due in `due_ms` from t = 0; with `left` prompt tokens it still waits."""
-    r = Request(rid=rid, seq=seq, arrival_s=0.0, slo=WireSLO(tpot_ms=pace_ms))
+    r = Request(rid=rid, seq=seq, arrival_s=0.0, slo=WireSLO(tpot_ms=pace_ms) if promised else None)
     r.uncached_tokens, r.pace_s = left, pace_ms / 1e3
     if not left:
         r.output_tokens = 1
