@@ -49,8 +49,16 @@ class ParkingAdder(PrefillAdder):
         self.memory_budget.total_offset += sum(self._get_running_request_total_token_offset(r) for r in self.parked)
 
 
-class SLOScheduler(Scheduler):  # type: ignore[misc]
+class SLOScheduler(Scheduler):
     """The scheduler of SGLang with deadlines; see the module's docstring."""
+
+    # Attributes of SGLang's own that are set here.
+    is_mixed_chunk: bool
+    chunked_prefill_size: int | None
+    chunked_req: Req | None
+    waiting_queue: list[Req]
+    running_batch: ScheduleBatch
+    request_receiver: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._config = config_from_env()
@@ -261,6 +269,7 @@ class SLOScheduler(Scheduler):  # type: ignore[misc]
     def _overtake(self) -> None:
         """Put the half-done prompt back into the queue; the radix tree keeps what was computed."""
         req = self.chunked_req
+        assert req is not None
         release_kv_cache(req, self.tree_cache, checkpoint=True)
         req.prefix_len = 0
         req.last_node = None

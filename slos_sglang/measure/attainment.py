@@ -15,8 +15,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-TOLERANCE = 1.05
-CHECK_EVERY_TOKENS = 10
+from slos_sglang.policy.request import CHECK_EVERY_TOKENS, TOLERANCE
+
 # Sums of binary fractions: a token exactly on its due time is on time. One microsecond, far below any target.
 _EPSILON_S = 1e-6
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from slos_sglang.measure.attainment import TOLERANCE
+from slos_sglang.policy.request import TOLERANCE
 from slos_sglang.telemetry.events import Arrive, Event, Finish, Step
 
 if TYPE_CHECKING:

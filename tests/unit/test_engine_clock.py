@@ -49,9 +49,7 @@ def test_both_ranks_have_one_time_and_the_same_requests(wire: list[Any], monkeyp
 
 
 def test_one_rank_needs_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        request_receiver, "get_parallel", lambda: SimpleNamespace(attn_dp_enabled=False, tp_size=1)
-    )
+    monkeypatch.setattr(request_receiver, "get_parallel", lambda: SimpleNamespace(attn_dp_enabled=False, tp_size=1))
     alone = receiver()
     before_s = alone.now_s[0]
     assert alone._broadcast_reqs_across_ranks(["a"]) == ["a"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer
@@ -57,7 +56,7 @@ def test_a_thousand_random_splits(tokenizer: Tokenizer) -> None:
 
 
 def test_a_special_token_can_end_thinking(tokenizer: Tokenizer) -> None:
-    ids = tokenizer.encode("a b", add_special_tokens=False).ids + [tokenizer.token_to_id("</think>")]
+    ids = [*tokenizer.encode("a b", add_special_tokens=False).ids, tokenizer.token_to_id("</think>")]
     watch = MarkerWatch(tokenizer, "</think>")
     assert [watch.completed_by(ids, i) for i in range(len(ids))] == [False] * (len(ids) - 1) + [True]
 
