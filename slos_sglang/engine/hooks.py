@@ -136,11 +136,12 @@ def _is_health_check(request: Any) -> bool:
 
 async def _source(request: Any) -> Source:
     """Headers and, for routes whose request model drops it, `custom_params.slo` from the raw body."""
-    if exchange_of(request) is None:
+    exchange = exchange_of(request)
+    if exchange is None:
         return NOWHERE
     body_slo = None
     if request.url.path.startswith("/v1/") and "json" in request.headers.get("content-type", ""):
         body = await request.json()  # cached: FastAPI has parsed it already
         custom = body.get("custom_params") if isinstance(body, dict) else None
         body_slo = custom.get("slo") if isinstance(custom, dict) else None
-    return Source(headers=request.headers, body_slo=body_slo)
+    return Source(headers=request.headers, body_slo=body_slo, received_s=exchange.received_s)

@@ -9,6 +9,7 @@ true: a response to a request without an SLO passes unchanged and is not held lo
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -53,11 +54,13 @@ def exchange_of(request: Any) -> Exchange | None:
 class Exchange:
     """One request and its response on its way out.
 
-    receipts  by choice, filled in as choices end
+    receipts    by choice, filled in as choices end
+    received_s  when the request reached this server (`time.perf_counter`, which all processes of a machine share)
     """
 
     def __init__(self, send: Send, *, with_receipts: bool) -> None:
         self.receipts: Receipts = {}
+        self.received_s = time.perf_counter()
         self._send = send
         self._with_receipts = with_receipts
         self._held: list[Message] = []

@@ -17,6 +17,7 @@ from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
 from slos_sglang.engine.config import SLOConfig
 from slos_sglang.engine.phases import MarkerWatch
 from slos_sglang.engine.receipts import receipt
+from slos_sglang.engine.wire import RECEIVED_KEY
 from slos_sglang.policy.batch_time import BatchSize, OnlineCostModel
 from slos_sglang.policy.request import INF, Request
 from slos_sglang.slo import parse_wire
@@ -24,7 +25,7 @@ from slos_sglang.telemetry.events import EventWriter
 
 # From the scheduler through detokenizer and HTTP to the client, ms; a deadline is the client's.
 DELIVERY_MS = 12.0
-# A request's own time stamp counts if it is no older than this: the longest it may have waited to be received.
+# The HTTP process's time stamp counts if it is no older than this: another machine has another clock.
 _OLDEST_ARRIVAL_S = 600.0
 
 
@@ -70,14 +71,14 @@ class Tracker:
             return
         if not req.origin_input_ids:
             raise ValueError("the prompt is empty: there is nothing to compute")
-        body = (req.sampling_params.custom_params or {}).get("slo")
-        slo = parse_wire(body) if body is not None else None
-        created_s = req.time_stats.created_time
-        known = max(0.0, now_s - _OLDEST_ARRIVAL_S) < created_s <= now_s  # 0: nobody stamped it
+        custom = req.sampling_params.custom_params or {}
+        slo = parse_wire(custom["slo"]) if custom.get("slo") is not None else None
+        received_s = float(custom.get(RECEIVED_KEY, now_s))
+        known = now_s - _OLDEST_ARRIVAL_S < received_s <= now_s
         state = Request(
             rid=req.rid,
             seq=self._arrivals,
-            arrival_s=created_s if known else now_s,
+            arrival_s=received_s if known else now_s,
             slo=slo,
             max_tokens=req.sampling_params.max_new_tokens or 0,
             handle=req,

@@ -51,13 +51,16 @@ class Refused(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where else than in its sampling parameters an HTTP request may carry its SLO."""
+    """Where else than in its sampling parameters an HTTP request may carry its SLO, and when it was received."""
 
     headers: Mapping[str, str]
     body_slo: object = None
+    received_s: float | None = None
 
 
 NOWHERE = Source(headers={})
+# Beside the SLO: when this server received the request. It may wait long for a batch to end before a scheduler sees it.
+RECEIVED_KEY = "slo_received_s"
 
 
 def admit(params: Any, source: Source, config: SLOConfig) -> Any:
@@ -86,7 +89,8 @@ def _admit_one(params: Any, source: Source, config: SLOConfig) -> Any:
     effective = config.effective(slo)
     if effective is None:
         return params
-    return {**(params or {}), "custom_params": {**custom, "slo": effective}}
+    stamp = {} if source.received_s is None else {RECEIVED_KEY: source.received_s}
+    return {**(params or {}), "custom_params": {**custom, "slo": effective, **stamp}}
 
 
 def _first(*values: object) -> object:

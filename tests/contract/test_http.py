@@ -9,7 +9,7 @@ import pytest
 
 from slos_sglang.engine.config import SLOConfig
 from slos_sglang.engine.http import Exchange, SLOMiddleware, add_to_answer, add_to_events, summary
-from slos_sglang.engine.wire import NOWHERE, Refused, Source, abort_reason, admit, declined
+from slos_sglang.engine.wire import NOWHERE, RECEIVED_KEY, Refused, Source, abort_reason, admit, declined
 
 GOOD = {"tpot_ms": 50.0}
 EFFECTIVE = {"tpot_ms": 50.0, "value": 1.0, "on_decline": "best_effort"}
@@ -39,6 +39,12 @@ def test_an_slo_is_written_back_in_full_beside_what_else_is_there() -> None:
     asked = with_slo(GOOD, thinking_budget=3)
     assert admit(asked, NOWHERE, SLOConfig()) == with_slo(EFFECTIVE, thinking_budget=3)
     assert slo_in(asked) == GOOD, "the caller's own object stays as it was"
+
+
+def test_the_time_of_receipt_stands_beside_the_slo_and_is_the_servers_own() -> None:
+    asked = with_slo(GOOD, **{RECEIVED_KEY: 1.0})
+    assert admit(asked, Source(headers={}, received_s=12.5), SLOConfig())["custom_params"][RECEIVED_KEY] == 12.5
+    assert admit({}, Source(headers={}, received_s=12.5), SLOConfig()) == {}
 
 
 def test_a_batch_is_admitted_one_by_one() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from slos_sglang.engine.config import SLOConfig
 from slos_sglang.engine.tracking import Tracker
+from slos_sglang.engine.wire import RECEIVED_KEY
 from slos_sglang.policy.batch_time import OnlineCostModel
 from slos_sglang.telemetry.events import read_events
 
@@ -18,13 +19,12 @@ def tracker(config: SLOConfig | None = None, *, rank: int = 0, tokenizer: Any = 
     return Tracker(config or SLOConfig(), OnlineCostModel(), lambda: tokenizer, rank=rank)
 
 
-def req(slo: dict[str, Any] | None = None, *, prompt: int = 5, created_s: float = 99.0) -> SimpleNamespace:
+def req(slo: dict[str, Any] | None = None, *, prompt: int = 5, **custom: Any) -> SimpleNamespace:
     return SimpleNamespace(
         rid="r",
         origin_input_ids=list(range(prompt)),
         output_ids=[],
-        sampling_params=SimpleNamespace(custom_params=slo and {"slo": slo}, max_new_tokens=8),
-        time_stats=SimpleNamespace(created_time=created_s),
+        sampling_params=SimpleNamespace(custom_params=slo and {"slo": slo, **custom}, max_new_tokens=8),
         extend_end=prompt,
         finished=lambda: False,
     )
@@ -60,10 +60,12 @@ def test_what_can_t_be_queued_is_said(asked: SimpleNamespace, says: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("created_s", "arrival_s"), [(99.5, 99.5), (0.0, 100.0), (100.5, 100.0)], ids=["known", "unset", "another clock"]
+    ("custom", "arrival_s"),
+    [({RECEIVED_KEY: 99.5}, 99.5), ({}, 100.0), ({RECEIVED_KEY: 100.5}, 100.0), ({RECEIVED_KEY: -900.0}, 100.0)],
+    ids=["stamped", "no stamp", "a clock ahead", "a clock behind"],
 )
-def test_arrival_is_when_the_server_received_the_request(created_s: float, arrival_s: float) -> None:
-    asked = req({"tpot_ms": 5.0}, created_s=created_s)
+def test_arrival_is_when_the_server_received_the_request(custom: dict[str, float], arrival_s: float) -> None:
+    asked = req({"tpot_ms": 5.0}, **custom)
     tracker().enqueue(asked, 100.0, is_retracted=False)
     assert Tracker.state(asked).arrival_s == arrival_s
 
