@@ -85,6 +85,7 @@ class SLOScheduler(Scheduler):
             ("speculative decoding (--speculative-algorithm)", not self.spec_algorithm.is_none()),
             ("prefill/decode disaggregation (--disaggregation-mode)", self.disaggregation_mode.value != "null"),
             ("diffusion language models (--dllm-algorithm)", self.dllm_config is not None),
+            ("--scheduler-recv-interval above 1", self.server_args.scheduler_recv_interval > 1),
             ("--chunked-prefill-size -1", self.chunked_prefill_size is None and self.is_generation),
         ):
             if used:
@@ -166,9 +167,7 @@ class SLOScheduler(Scheduler):
     def _decide(self, running_batch: ScheduleBatch) -> Batch:
         """Ask the policy: admission of what is undecided, then the next batch."""
         for req in self.waiting_queue:
-            state = self._tracker.state(req)
-            if not state.targets_set:
-                match_kv_cache(req, self.tree_cache)
+            match_kv_cache(req, self.tree_cache)
             self._tracker.measure(req, computed=req.prefix_len)
         waiting = [self._tracker.state(req) for req in self.waiting_queue]
         if self.chunked_req is not None:
@@ -208,11 +207,10 @@ class SLOScheduler(Scheduler):
             self._decode_only = [r for r in running_batch.reqs if id(r) in decode]
             return NextBatchPlan(batch_to_run=None, running_batch=running_batch)
 
-        first = [req for req, _ in prompts]
-        chosen = {id(req) for req in first}
-        self.waiting_queue = [r for r in first if r is not self.chunked_req] + [
-            r for r in self.waiting_queue if id(r) not in chosen
-        ]
+        # SGLang sees only what the plan chose: it would fill what is left of the budget with others.
+        chosen = {id(req) for req, _ in prompts}
+        others = [req for req in self.waiting_queue if id(req) not in chosen]
+        self.waiting_queue = [req for req, _ in prompts if req is not self.chunked_req]
         active, parked = running_batch, ScheduleBatch(reqs=[])
         if not decode:
             active, parked = parked, running_batch
@@ -220,6 +218,7 @@ class SLOScheduler(Scheduler):
             active = split(running_batch, lambda r: id(r) in decode)
             parked = running_batch
         plan = self._prefill(active, parked, tokens=sum(tokens for _, tokens in prompts))
+        self.waiting_queue += others
         if plan.batch_to_run is None:
             # Nothing could be admitted (memory): decode whoever there is.
             plan.running_batch = rejoin(parked, plan.running_batch)
