@@ -38,6 +38,9 @@ class TorchCpuPlatform(CpuDeviceMixin, SRTPlatform):  # type: ignore[misc]
     def get_device(self, device_id: int = 0) -> str:
         return "cpu"  # SGLang's default for --device takes the name, not the torch.device of the mixin
 
+    def get_compile_backend(self, mode: str | None = None) -> str:
+        return "eager"  # the default needs a C++ compiler, and stops serving for most of a minute at the first penalty
+
     def get_kv_pool_cls(self, *, kind: str) -> type | None:
         return None
 
