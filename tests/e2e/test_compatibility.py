@@ -114,25 +114,32 @@ def wait_for_worker(url: str, process: subprocess.Popen[bytes], log: Path) -> No
 
 
 def test_behind_sglangs_gateway(shared: Running, tmp_path: Path) -> None:
-    """The SLO goes through in the body, the receipt and a decline come back."""
+    """What it forwards whole (completions), the SLO travels in; receipts and refusals come back, streaming too.
 
-    def body(slo: dict[str, Any]) -> dict[str, Any]:
-        sampling = {"max_new_tokens": 5, "ignore_eos": True, "custom_params": staged("gateway", slo)}
-        return {"text": "Hello", "stream": True, "sampling_params": sampling}
-
+    Of `/generate` and chat it forwards only the fields it knows, and `custom_params` is none of them: those are served
+    as requests without an SLO.
+    """
     with gateway(shared.url, tmp_path / "gateway.log") as url:
-        with requests.post(f"{url}/generate", json=body(SLO), stream=True, timeout=60) as response:
-            assert response.status_code == 200
-            events = [line[6:] for line in response.iter_lines() if line.startswith(b"data: ")]
-        assert events.pop() == b"[DONE]"
-        metas = [json.loads(event)["meta_info"] for event in events]
-        assert [meta["completion_tokens"] for meta in metas] == [1, 2, 3, 4, 5]
-        assert [bool(meta.get("slo")) for meta in metas] == [False] * 4 + [True]
-        assert metas[-1]["slo"]["attained"]
-        declined = requests.post(f"{url}/generate", json=body(SPENT), timeout=60)
-        assert declined.status_code == 429
-        assert "declined" in declined.text
-        malformed = requests.post(f"{url}/generate", json=body({"tpot_mss": 5}), timeout=60)
-        assert malformed.status_code == 400
-        assert "tpot_ms" in malformed.text
+
+        def post(slo: dict[str, Any]) -> requests.Response:
+            body = {"model": str(shared.model), "prompt": "Hello", "max_tokens": 5, "ignore_eos": True, "stream": True}
+            return requests.post(
+                f"{url}/v1/completions", json=body | {"custom_params": staged("gateway", slo)}, timeout=60
+            )
+
+        answered = post(SLO)
+        assert answered.status_code == 200, answered.text
+        *events, done = [line[6:] for line in answered.text.splitlines() if line.startswith("data: ")]
+        assert done == "[DONE]"
+        (receipt,) = [event["metadata"]["slo"] for event in map(json.loads, events) if event.get("metadata")]
+        assert (receipt["tier"], receipt["attained"]) == ("standard", True)
+        for slo, status, says in ((SPENT, 429, "declined"), ({"tpot_mss": 5}, 400, "tpot_ms")):
+            refused = post(slo)
+            assert (refused.status_code, says in refused.text) == (status, True), refused.text
+
+        sampling = {"max_new_tokens": 5, "ignore_eos": True, "custom_params": staged("native", SLO)}
+        body = {"text": "Hello", "stream": True, "sampling_params": sampling}
+        native = requests.post(f"{url}/generate", json=body, timeout=60)
+        last = [line[6:] for line in native.text.splitlines() if line.startswith("data: {")][-1]
+        assert json.loads(last)["meta_info"]["completion_tokens"] == 5
     assert [event.tier for event in arrived(shared, "gateway")][:1] == ["standard"]

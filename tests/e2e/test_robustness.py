@@ -55,26 +55,38 @@ def test_requests_at_the_edge_of_what_can_be_asked(shared: Running, slo: dict[st
 
     assert status(request(prompt(rng, 5), 0, slo))[0] == 200
     assert status(request(prompt(rng, 1), 1, slo))[0] == 200
-    empty = {"text": "", "sampling_params": request([], 4, slo)["sampling_params"]}
+    empty = request([], 4, slo)
+    if not stream:  # SGLang's own stream of this one logs an error
+        assert status(empty)[0] == 400
+    del empty["input_ids"]
     for body, says in (
-        (request([], 4, slo), "empty"),
-        (empty, "empty"),
+        (empty | {"text": ""}, "empty"),
         (request(prompt(rng, context + 1), 4, slo), "longer than the model's context length"),
-        (request(prompt(rng, 5), 4, slo) | {"return_sampling_mask": True}, "return_sampling_mask"),
+        (request(prompt(rng, 5), 4, slo, temperature=1.0) | {"return_sampling_mask": True}, "return_sampling_mask"),
     ):
         code, text = status(body)
         assert says in text
-        # SGLang starts a stream before it knows, unless the body is refused at the door.
-        assert code == 400 or (stream and slo is None), (code, text)
+        # SGLang may start a stream before it knows.
+        assert code == 400 or stream, (code, text)
     shared.assert_nothing_is_left()
 
 
 def test_more_refusals_at_once_than_are_judged_in_a_step(shared: Running) -> None:
+    """They gather while the server pauses, and none of them runs before it is judged."""
     rng = random.Random(4)
-    answers = asyncio.run(ask_all(shared.url, [request(prompt(rng, 400), 20, REJECT) for _ in range(60)]))
-    statuses = Counter(answer.status for answer in answers)
-    assert set(statuses) == {200, 429}
-    assert all(a.receipt["tier"] == "standard" and not a.receipt["declined"] for a in answers if a.status == 200)
+    bodies = [request(prompt(rng, 800), 20, REJECT) for _ in range(60)]
+
+    async def run() -> list[Answer]:
+        async with client() as session:
+            async with session.post(f"{shared.url}/pause_generation", json={"mode": "in_place"}) as response:
+                assert response.status == 200
+            asks = [asyncio.create_task(ask(session, shared.url, body)) for body in bodies]
+            await asyncio.sleep(2)
+            async with session.post(f"{shared.url}/continue_generation", json={}) as response:
+                assert response.status == 200
+            return await asyncio.gather(*asks)
+
+    assert Counter(answer.status for answer in asyncio.run(run())) == {429: len(bodies)}
     shared.assert_nothing_is_left()
 
 
@@ -165,17 +177,19 @@ def test_aborts_of_queued_chunked_parked_and_running_requests(shared: Running) -
 
             waits_s = [rng.uniform(0, 2) for _ in bodies]
             asks = [ask(session, shared.url, body, wait_s=wait_s) for body, wait_s in zip(bodies, waits_s, strict=True)]
-            aborts = [abort(body["rid"], rng.uniform(0.05, 6.0)) for body in bodies]
+            aborts = [abort(body["rid"], w + rng.uniform(0.2, 4)) for body, w in zip(bodies, waits_s, strict=True)]
             answers, _ = await asyncio.gather(asyncio.gather(*asks), asyncio.gather(*aborts))
             return answers
 
-    ended = Counter(answer.finish for answer in asyncio.run(run()))
+    answers = asyncio.run(run())
+    ended = Counter(answer.finish for answer in answers)
     assert set(ended) <= {"abort", "length", None}, ended
     assert ended["abort"] > 10, ended
     shared.assert_nothing_is_left()
 
     while_parked = 0
-    for rid, at_s in aborted_s.items():
+    for rid in (body["rid"] for body, answer in zip(bodies, answers, strict=True) if answer.finish == "abort"):
+        at_s = aborted_s[rid]
         steps = [step for step in steps_of(shared) if rid in step.parked]
         while_parked += any(step.t_s <= at_s <= step.end_s for step in steps)
         # One step may have been under way, and the next may have begun before the word came.
@@ -299,9 +313,11 @@ def cramped(tmp_path_factory: pytest.TempPathFactory, tiny_model: Any) -> Iterat
 
 def test_requests_are_retracted_when_memory_is_full(cramped: Running) -> None:
     rng = random.Random(14)
-    bodies = crowd(14, 48, longest=300, tokens=120)
-    answers = asyncio.run(ask_all(cramped.url, bodies, waits_s=[rng.uniform(0, 3) for _ in bodies]))
-    assert complete(answers, 120)
+    bodies = crowd(14, 30, longest=60, tokens=250)
+    for body in bodies:
+        body["sampling_params"]["ignore_eos"] = False  # SGLang counts on an early end; this model has none
+    answers = asyncio.run(ask_all(cramped.url, bodies, waits_s=[rng.uniform(0, 2) for _ in bodies]))
+    assert complete(answers, 250)
     assert any(answer.meta["num_retractions"] for answer in answers)
     retracted = [a for a in answers if a.receipt and a.meta["num_retractions"]]
     assert all(a.receipt["preemptions"] == a.meta["num_retractions"] for a in retracted)
@@ -346,6 +362,7 @@ def stress(running: Running, *, longest: int, seed: int) -> None:
         body["input_ids"] = (start + prompt(rng, size))[:longest]
         body["rid"] = f"stress{seed}-{n}-"
         body["stream"] = rng.random() < 0.5
+        body["sampling_params"]["ignore_eos"] = False
         leaves = rng.choices(("stays", "aborts", "hangs up"), (60, 20, 20))[0]
         calls.append((body, leaves, rng.uniform(0, STRESS_S), rng.uniform(0, 4)))
 
