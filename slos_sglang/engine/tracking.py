@@ -24,7 +24,7 @@ from slos_sglang.slo import parse_wire
 from slos_sglang.telemetry.events import EventWriter
 
 # From the scheduler through detokenizer and HTTP to the client, ms; a deadline is the client's.
-DELIVERY_MS = 12.0
+DELIVERY_MS = 6.0
 # The HTTP process's time stamp counts if it is no older than this: another machine has another clock.
 _OLDEST_ARRIVAL_S = 600.0
 
