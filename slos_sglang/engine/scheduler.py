@@ -167,8 +167,11 @@ class SLOScheduler(Scheduler):
     def _decide(self, running_batch: ScheduleBatch) -> Batch:
         """Ask the policy: admission of what is undecided, then the next batch."""
         for req in self.waiting_queue:
-            match_kv_cache(req, self.tree_cache)
-            self._tracker.measure(req, computed=req.prefix_len)
+            # Best effort is measured once: a long backlog must not cost every step a look-up each.
+            state = self._tracker.state(req)
+            if state.uncached_tokens == 0 or state.standard or state.undecided(self._now_s):
+                match_kv_cache(req, self.tree_cache)
+                self._tracker.measure(req, computed=req.prefix_len)
         waiting = [self._tracker.state(req) for req in self.waiting_queue]
         if self.chunked_req is not None:
             self._tracker.measure(self.chunked_req, computed=self.chunked_req.extend_end)
