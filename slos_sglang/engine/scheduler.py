@@ -12,7 +12,6 @@ While no request with an SLO is about, every method falls through to SGLang's ow
 
 from __future__ import annotations
 
-import logging
 import os
 from http import HTTPStatus
 from typing import Any
@@ -35,8 +34,6 @@ from slos_sglang.policy.batch_time import OnlineCostModel
 from slos_sglang.policy.batches import Batch, Limits
 from slos_sglang.policy.request import Request
 from slos_sglang.policy.scheduler import Scheduler as Policy
-
-logger = logging.getLogger(__name__)
 
 
 class ParkingAdder(PrefillAdder):
@@ -222,12 +219,7 @@ class SLOScheduler(Scheduler):
             parked = running_batch
         plan = self._prefill(active, parked, tokens=sum(tokens for _, tokens in prompts))
         self.waiting_queue += others
-        if plan.batch_to_run is None:
-            # Nothing could be admitted (memory): decode whoever there is.
-            plan.running_batch = rejoin(parked, plan.running_batch)
-            plan.running_batch.batch_is_full = False
-            return plan
-        # Mixed in: an empty batch came back. Not mixed (log-probabilities, no memory): `active` itself did.
+        # Mixed in: an empty batch came back. Not mixed, or nothing admitted (log-probabilities, memory): `active` did.
         plan.running_batch = rejoin(parked, plan.running_batch)
         plan.running_batch.batch_is_full = False
         return plan
