@@ -42,12 +42,24 @@ class Limits:
     admission_headroom: float = 1.3
 
 
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """KV memory, tokens: all of it, and what nobody holds (what a prefix cache could give back counts as free)."""
+
+    capacity_tokens: int
+    free_tokens: int
+
+
 @dataclass(slots=True, kw_only=True)
 class Batch:
-    """A decision: who decodes, whose prompt advances by how many tokens, and how long it should take."""
+    """A decision: who decodes, whose prompt advances by how many tokens, and how long it should take.
+
+    `preempt` lose their KV before it runs, keep their tokens, and wait again.
+    """
 
     decode: list[Request] = field(default_factory=list)
     prefill: list[tuple[Request, int]] = field(default_factory=list)
+    preempt: list[Request] = field(default_factory=list)
     size: BatchSize = field(default_factory=BatchSize)
     predicted_ms: float = 0.0
 

@@ -35,6 +35,7 @@ class Request:
 
     seq              arrival order, the last key of every sort
     max_tokens       cap on the output; a cap, not an estimate of its length
+    left_tokens      output tokens still expected: an estimate, exact only where a run says that lengths are known
     ttft_s, tpot_s   targets, seconds; `tpot_s` is the current phase's
     deadline_s       when the whole call must have ended (its budget), absolute
     uncached_tokens  prompt tokens still to be computed
@@ -48,6 +49,7 @@ class Request:
     arrival_s: float
     slo: WireSLO | None = None
     max_tokens: int = 1 << 30
+    left_tokens: int = 1 << 30
     # Whatever the engine or simulator needs to find its own object again; the policy never looks at it.
     handle: Any = None
 

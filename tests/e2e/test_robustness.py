@@ -21,6 +21,8 @@ from slos_sglang.telemetry.events import Step
 pytestmark = pytest.mark.e2e
 
 STRESS_S = 45
+# Well below the ageing bound, after which best effort is served whatever happens.
+ABORT_HEARD_S = 1.5
 STRESS_REQUESTS = 220
 REJECT = {"ttft_ms": 30.0, "tpot_ms": 15.0, "on_decline": "reject"}
 
@@ -192,8 +194,8 @@ def test_aborts_of_queued_chunked_parked_and_running_requests(shared: Running) -
         at_s = aborted_s[rid]
         steps = [step for step in steps_of(shared) if rid in step.parked]
         while_parked += any(step.t_s <= at_s <= step.end_s for step in steps)
-        # One step may have been under way, and the next may have begun before the word came.
-        assert sum(step.t_s > at_s for step in steps) <= 1, rid
+        # The word has to come through two processes, which a busy machine may keep waiting.
+        assert not any(step.t_s > at_s + ABORT_HEARD_S for step in steps), rid
     assert while_parked, "no request was aborted while it was parked"
 
 
