@@ -17,11 +17,15 @@ import numpy as np
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """One linear piece of a cost model; coefficients in ms per unit."""
+    """One linear piece of a cost model; coefficients in ms per unit.
+
+    `spec_steps_ms` is per step of a draft model; a batch that drafts nothing pays nothing of it.
+    """
 
     tokens_ms: float = 0.0
     requests_ms: float = 0.0
     context_ms: float = 0.0
+    spec_steps_ms: float = 0.0
     const_ms: float = 0.0
 
 
