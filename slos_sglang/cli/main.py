@@ -14,6 +14,7 @@ from slos_sglang.cli.doctor import doctor
 from slos_sglang.cli.run import run
 from slos_sglang.cli.serve import PASS_THROUGH, serve
 from slos_sglang.cli.tiny_model import tiny_model
+from slos_sglang.cli.workload import workload
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -32,6 +33,7 @@ app.command("tiny-model")(tiny_model)
 app.command("doctor")(doctor)
 app.command("demo")(demo)
 app.command("run")(run)
+app.command("workload")(workload)
 app.command("serve", context_settings=PASS_THROUGH)(serve)
 
 
