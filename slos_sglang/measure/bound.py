@@ -1,0 +1,92 @@
+"""The most that any scheduler could do: upper bounds on capacity, to hold a measured capacity against.
+
+A server has 1000 ms a second. Whatever the schedule, an attained program costs at least the time of its own tokens, and
+every step costs its constant. At a target below 1 the programs given up may be the dearest ones. From this follow
+
+    fluid    batches of unlimited size: nothing but the programs' own tokens
+    kv       as well, every step holds the KV of the rows it advances, so that much output needs that many steps
+    tier     as `fluid`, with one step each tightest TPOT: what holding that pace without break leaves of the server
+
+`fluid` and `kv` are bounds for a load without end (a short run may exceed them by what it serves after the last
+arrival); `tier` can be beaten where nobody of the tightest tier decodes for a while.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from slos_sglang.policy.batch_time import Piece
+from slos_sglang.policy.cost_models import NamedCostModel
+from slos_sglang.workloads.program import Program, Stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bound:
+    """Upper bounds on the programs a second that one server can be offered while it attains the target share."""
+
+    fluid_req_s: float
+    kv_req_s: float
+    tier_req_s: float
+
+
+def capacity_bound(programs: Sequence[Program], model: NamedCostModel, *, target: float = 0.9) -> Bound:
+    """The bounds for programs like these. Raises `ValueError` unless 0 < `target` <= 1 and there is a program."""
+    if not 0 < target <= 1:
+        raise ValueError(f"target must be greater than 0 and at most 1, not {target!r}")
+    if not programs:
+        raise ValueError("programs must hold at least one program, not 0")
+    rows = [[_totals(stage) for stage in program.stages] for program in programs]
+    tight_ms = min((pace for program in programs for stage in program.stages for pace in _paces(stage)), default=None)
+    fluid, kv, tier = math.inf, math.inf, math.inf
+    for piece in model.pieces:
+        work_ms = [sum(_work_ms(stage, piece) for stage in stages) for stages in rows]
+        held_ms = [piece.const_ms * sum(stage.held_tokens for stage in stages) / model.kv_tokens for stages in rows]
+        share = 1.0 if tight_ms is None else max(1.0 - piece.const_ms / tight_ms, 0.0)
+        fluid = min(fluid, _rate_req_s(work_ms, target))
+        kv = min(kv, _rate_req_s([w + h for w, h in zip(work_ms, held_ms, strict=True)], target))
+        tier = min(tier, share * _rate_req_s(work_ms, target))
+    return Bound(fluid_req_s=fluid, kv_req_s=kv, tier_req_s=tier)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Totals:
+    """What one stage adds to all its batches together.
+
+    held_tokens  over its decode steps, the KV it holds in each
+    """
+
+    tokens: int
+    requests: int
+    context_tokens: int
+    held_tokens: int
+
+
+def _totals(stage: Stage) -> _Totals:
+    decodes = stage.output_tokens - 1
+    held = decodes * stage.prompt_tokens + decodes * (decodes + 1) // 2
+    return _Totals(
+        tokens=stage.prompt_tokens - stage.cached_tokens + decodes,
+        requests=1 + decodes,
+        context_tokens=stage.prompt_tokens + held,
+        held_tokens=held,
+    )
+
+
+def _work_ms(total: _Totals, piece: Piece) -> float:
+    rows_ms = piece.tokens_ms * total.tokens + piece.requests_ms * total.requests
+    return rows_ms + piece.context_ms * total.context_tokens
+
+
+def _rate_req_s(cost_ms: Sequence[float], target: float) -> float:
+    """Programs a second where the cheapest `target` share of them fills the server."""
+    kept = math.ceil(target * len(cost_ms) - 1e-9)
+    total_ms = sum(sorted(cost_ms)[:kept])
+    return 1e3 * len(cost_ms) / total_ms if total_ms else math.inf
+
+
+def _paces(stage: Stage) -> list[float]:
+    thinking = [stage.think_tpot_ms] if stage.think_tokens > 1 else []
+    answering = [stage.tpot_ms] if stage.output_tokens > max(stage.think_tokens, 1) else []
+    return [pace for pace in (*thinking, *answering) if pace is not None]
