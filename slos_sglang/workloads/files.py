@@ -22,8 +22,11 @@ def write_workload(programs: Iterable[Program], file: Path) -> None:
     file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
-def read_workload(file: Path) -> list[Program]:
-    """The programs of a workload file. Raises `ValueError`, also where it can't be read or holds no program."""
+def read_workload(file: Path, *, kv_tokens: int | None = None) -> list[Program]:
+    """The programs of a workload file, each of which must fit into `kv_tokens` of KV.
+
+    Raises `ValueError`, also where the file can't be read or holds no program.
+    """
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -42,6 +45,8 @@ def read_workload(file: Path) -> list[Program]:
                 )
             if program.id in ids:
                 raise ValueError(f"id {program.id!r} was given to an earlier program")
+            if kv_tokens is not None:
+                _check_fits(program, kv_tokens)
         except ValueError as error:
             raise ValueError(f"{file}, line {number}: {error}") from None
         ids.add(program.id)
@@ -51,15 +56,13 @@ def read_workload(file: Path) -> list[Program]:
     return programs
 
 
-def check_fits(programs: Iterable[Program], kv_tokens: int) -> None:
-    """Raise `ValueError` where a stage would never fit into `kv_tokens` of KV."""
-    for program in programs:
-        for stage in program.stages:
-            if stage.prompt_tokens + stage.output_tokens > kv_tokens:
-                raise ValueError(
-                    f"program {program.id!r}, stage {stage.name!r}: prompt_tokens {stage.prompt_tokens} and "
-                    f"output_tokens {stage.output_tokens} exceed the KV capacity of {kv_tokens} tokens"
-                )
+def _check_fits(program: Program, kv_tokens: int) -> None:
+    for stage in program.stages:
+        if stage.prompt_tokens + stage.output_tokens > kv_tokens:
+            raise ValueError(
+                f"stage {stage.name!r}: prompt_tokens {stage.prompt_tokens} and output_tokens {stage.output_tokens} "
+                f"exceed the KV capacity of {kv_tokens} tokens"
+            )
 
 
 def _program(line: str) -> Program:

@@ -101,7 +101,7 @@ def at_rate(programs: Iterable[Program], rate_req_s: float) -> list[Program]:
 
 
 def programs_of(app: str, calls: Sequence[Arrival], slo: SLO) -> list[Program]:
-    """One program of one stage for each call of a trace. Raises `ValueError` where there is none."""
+    """One program of one stage, both called `app`, for each call. Raises `ValueError` where there is none."""
     if not calls:
         raise ValueError("the trace holds no call")
     return [
@@ -111,7 +111,7 @@ def programs_of(app: str, calls: Sequence[Arrival], slo: SLO) -> list[Program]:
             app=app,
             stages=(
                 replace(
-                    _stage("answer", slo, prompt_tokens=call.prompt_tokens, output_tokens=call.output_tokens),
+                    _stage(app, slo, prompt_tokens=call.prompt_tokens, output_tokens=call.output_tokens),
                     cached_tokens=call.cached_tokens,
                 ),
             ),
@@ -177,7 +177,7 @@ def _reasoning(draw: Draw) -> list[Program]:
             app="reasoning",
             stages=(
                 _stage(
-                    "answer",
+                    "reasoning",
                     presets.REASONING,
                     prompt_tokens=prompt,
                     output_tokens=think + answer,

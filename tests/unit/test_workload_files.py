@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from slos_sglang.workloads.files import check_fits, read_workload, write_workload
+from slos_sglang.workloads.files import read_workload, write_workload
 from slos_sglang.workloads.program import Program, Stage
 
 TWO_TURNS = Program(
@@ -93,10 +93,11 @@ def test_what_is_no_workload_is_refused(tmp_path):
         read_workload(tmp_path / "missing.jsonl")
 
 
-def test_a_stage_beyond_the_kv_capacity_is_named():
-    check_fits([TWO_TURNS], 974)
-    with pytest.raises(ValueError, match=r"'p17', stage 'final'.*910.*64.*973"):
-        check_fits([TWO_TURNS], 973)
+def test_a_stage_beyond_the_kv_capacity_is_named(tmp_path):
+    write_workload([THINKS, TWO_TURNS], tmp_path / "w.jsonl")
+    assert len(read_workload(tmp_path / "w.jsonl", kv_tokens=974)) == 2
+    with pytest.raises(ValueError, match=r"line 2: stage 'final'.*910.*64.*973"):
+        read_workload(tmp_path / "w.jsonl", kv_tokens=973)
 
 
 def test_the_wire_form_carries_the_targets():
