@@ -13,6 +13,7 @@ While no request with an SLO is about, every method falls through to SGLang's ow
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any
 
@@ -31,7 +32,7 @@ from slos_sglang.engine.tracking import Tracker
 from slos_sglang.engine.wire import abort_reason
 from slos_sglang.policy.admission import Verdict
 from slos_sglang.policy.batch_time import OnlineCostModel
-from slos_sglang.policy.batches import Batch, Limits
+from slos_sglang.policy.batches import Batch, Limits, Memory
 from slos_sglang.policy.request import Request
 from slos_sglang.policy.scheduler import Scheduler as Policy
 
@@ -93,7 +94,13 @@ class SLOScheduler(Scheduler):
     def init_request_receiver(self) -> None:
         super().init_request_receiver()
         self.request_receiver = TickingReceiver.over(self.request_receiver)
-        self._tracker = Tracker(self._config, self._cost, lambda: self.tokenizer, rank=get_parallel().tp_rank)
+        self._tracker = Tracker(
+            self._config,
+            self._cost,
+            lambda: self.tokenizer,
+            rank=get_parallel().tp_rank,
+            credit_share=self._policy.limits.credit_share,
+        )
 
     def get_output_streamer_class(self) -> type[SLOOutputStreamer]:
         return SLOOutputStreamer.reading(lambda req: self._tracker.receipt(req))
@@ -171,14 +178,15 @@ class SLOScheduler(Scheduler):
                 self._tracker.measure(req, computed=req.prefix_len)
         waiting = [self._tracker.state(req) for req in self.waiting_queue]
         if self.chunked_req is not None:
-            self._tracker.measure(self.chunked_req, computed=self.chunked_req.extend_end)
+            self._tracker.measure(self.chunked_req, computed=self.chunked_req.extend_end, started=True)
             waiting.append(self._tracker.state(self.chunked_req))
         decoding = [self._tracker.decoder(req) for req in running_batch.reqs]
         now_s = self._tracker.start_of_next_step(self._now_s, overlap=self.enable_overlap)
 
+        memory = self._memory((*waiting, *decoding))
         undecided = [r for r in (*waiting, *decoding) if r.undecided(now_s)]
         if undecided:
-            judged = self._policy.admit(now_s, undecided, decoding, waiting)
+            judged = self._policy.admit(now_s, undecided, decoding, waiting, memory)
             rejected = [(r, v) for r, v in judged if not v.admitted and r.slo and r.slo.on_decline == "reject"]
             for request, verdict in rejected:
                 self._reject(request, verdict)
@@ -186,7 +194,16 @@ class SLOScheduler(Scheduler):
             self._tracker.announce(request for request, _ in judged)
             # A step judges only so many. The others wait: one that ran could no longer be rejected.
             waiting = [r for r in waiting if r.judged or not r.constrained]
-        return self._policy.next_batch(now_s, decoding, waiting)
+        return self._policy.next_batch(now_s, decoding, waiting, memory)
+
+    def _memory(self, live: Iterable[Request]) -> Memory:
+        """KV memory as promises see it: SGLang does not take any away from best effort that runs."""
+        best_effort_tokens = sum(r.context_tokens for r in live if r.started and not r.standard)
+        return Memory(
+            capacity_tokens=self.max_total_num_tokens - best_effort_tokens,
+            free_tokens=self.token_to_kv_pool_allocator.available_size() + self.tree_cache.evictable_size(),
+            block_tokens=self.token_to_kv_pool_allocator.page_size,
+        )
 
     def _reject(self, request: Request, verdict: Verdict) -> None:
         req = request.handle

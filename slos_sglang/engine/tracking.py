@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
+from sglang.srt.managers.schedule_batch import FINISH_ABORT, Req, ScheduleBatch
 
 from slos_sglang.engine.config import SLOConfig
 from slos_sglang.engine.phases import MarkerWatch
 from slos_sglang.engine.receipts import receipt
 from slos_sglang.engine.wire import RECEIVED_KEY
 from slos_sglang.policy.batch_time import BatchSize, OnlineCostModel
+from slos_sglang.policy.lengths import LengthEstimator
 from slos_sglang.policy.request import INF, Request
 from slos_sglang.slo import parse_wire
 from slos_sglang.telemetry.events import EventWriter
@@ -46,9 +47,19 @@ class Launched:
 class Tracker:
     """Keeps the policy's view of SGLang's requests; the cost model learns from it."""
 
-    def __init__(self, config: SLOConfig, cost: OnlineCostModel, tokenizer: Callable[[], Any], *, rank: int) -> None:
+    def __init__(
+        self,
+        config: SLOConfig,
+        cost: OnlineCostModel,
+        tokenizer: Callable[[], Any],
+        *,
+        rank: int,
+        credit_share: float = 0.0,
+    ) -> None:
         self._config = config
         self._cost = cost
+        self._credit_share = credit_share
+        self._lengths = LengthEstimator()
         self._tokenizer = tokenizer
         self._events = EventWriter(config.events_of(rank))
         self._arrivals = 0
@@ -84,6 +95,7 @@ class Tracker:
             handle=req,
         )
         state.served_s = now_s
+        state.left_tokens = self._lengths.expect(state)
         req.slo_state = state
         req.slo_marker = None
         if slo is not None and slo.think_end is not None:
@@ -94,21 +106,29 @@ class Tracker:
         if not state.constrained:
             self.announce([state])
 
-    def measure(self, req: Req, *, computed: int | None) -> None:
-        """`req` waits and `computed` of its tokens are cached or done: what is left to compute."""
+    def measure(self, req: Req, *, computed: int | None, started: bool = False) -> None:
+        """`req` waits and `computed` of its tokens are cached, or done where it `started`: what is left to compute."""
         state = self.state(req)
+        state.started = started
         total = len(req.origin_input_ids) + len(req.output_ids)
         state.context_tokens = computed or 0
         state.uncached_tokens = max(total - state.context_tokens, 1)
         if state.constrained and not state.targets_set:
             bounds = self._config.class_of(state.slo.stage if state.slo else None)
-            state.set_targets(self._cost, min_ttft_ms=bounds.min_ttft_ms if bounds else None, delivery_ms=DELIVERY_MS)
+            state.set_targets(
+                self._cost,
+                min_ttft_ms=bounds.min_ttft_ms if bounds else None,
+                delivery_ms=DELIVERY_MS,
+                credit_share=self._credit_share,
+            )
 
     def decoder(self, req: Req) -> Request:
         """`req` decodes: its view, brought up to date."""
         state = self.state(req)
-        state.uncached_tokens = 0
+        state.started, state.uncached_tokens = True, 0
         state.context_tokens = len(req.origin_input_ids) + len(req.output_ids)
+        if state.left_tokens <= 1:  # it is longer than was expected
+            state.left_tokens = self._lengths.expect(state)
         return state
 
     def announce(self, requests: Iterable[Request]) -> None:
@@ -209,6 +229,8 @@ class Tracker:
         now_s = time.perf_counter()
         self._count_tokens(req, now_s)
         state.finish(now_s)
+        if not isinstance(req.finished_reason, FINISH_ABORT):
+            self._lengths.finished(state)
         answer = receipt(state, now_s) if state.constrained else None
         if self._events.on:
             self._events.finish(

@@ -5,6 +5,8 @@ simulator take the same decisions from the same state. Read `scheduler.py` first
 
     request     a request's targets, due times and progress
     batch_time  the cost model: what a batch takes, corrected by what batches took
-    admission   which promises can be kept together
-    batches     the next batch, by earliest due token
+    plan        how promised work is batched, and what that leads to: the guarantee
+    admission   which promises can be made
+    batches     what bounds a batch, and who fills the room that promised work leaves
+    lengths     how long an output will be
 """

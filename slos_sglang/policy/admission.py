@@ -1,22 +1,21 @@
-"""Which promises can be kept together.
+"""Which promises can be made: those that the plan, run forward, keeps together with all that were made before.
 
-The processor demand test of earliest-deadline-first scheduling, on the cost model's milliseconds: at every deadline,
-the work that is due by then must fit into the time until then. Work is prefill by TTFT deadline, decode tokens by
-their pace, and the constant of every batch that the tightest pace forces (paper, section 2: demand below supply).
-A decode population that could not be held for good is refused as well.
-
-Requests are asked one by one, so that an earlier promise is never weighed against a later one.
+Earliest-deadline-first forward simulation (paper, section 2; its test of demand below supply, on the very batches that
+will run). Requests are asked one by one, the earliest deadline first: an earlier promise is never weighed against a
+later one, and one that is already bound to be missed does not stand in anybody's way.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from slos_sglang.policy import plan
 from slos_sglang.policy.batch_time import CostModel
-from slos_sglang.policy.batches import Limits
-from slos_sglang.policy.request import INF, Request
+from slos_sglang.policy.batches import Limits, Memory
+from slos_sglang.policy.request import Request
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,74 +30,75 @@ class Verdict:
 ADMITTED = Verdict(admitted=True)
 
 
-def judge(now_s: float, request: Request, promised: Sequence[Request], cost: CostModel, limits: Limits) -> Verdict:
-    """Can `request` be promised its targets beside the `promised` ones (decoding and waiting)?"""
-    if request.deadline_s <= now_s:
-        return Verdict(admitted=False, reason="its budget is spent")
-    everyone = [r for r in promised if not r.lost(now_s) and r is not request]
-    everyone.append(request)
-    margin = limits.admission_headroom
-    share = _decode_share(everyone, cost) * margin
-    if share > 1.0:
-        return Verdict(
-            admitted=False,
-            reason=f"the decode rate promised would take {share:.0%} of the server",
-            retry_after_s=_retry_after_s(everyone),
-        )
-    for at_s in sorted({r.due_s for r in everyone if r.uncached_tokens}):
-        if at_s < request.due_s or at_s == INF:
-            continue
-        time_ms = (at_s - now_s) * 1e3 / margin
-        work_ms = _demand_ms(at_s, now_s, everyone, cost, limits)
-        if work_ms > time_ms:
-            whose = "its own" if at_s == request.due_s else "an earlier promise's"
-            return Verdict(
-                admitted=False,
-                reason=f"{work_ms:.0f} ms of work is due within {max(time_ms, 0):.0f} ms, {whose} first-token deadline",
-                retry_after_s=max((work_ms - time_ms) / 1e3, 0.0),
-            )
-    return ADMITTED
+class Outlook:
+    """The future of the `promised` requests, to which others may be added as long as it keeps everybody's targets.
 
+    now_s  when the next batch starts; all `requests` that may be added are named at once
+    """
 
-def _tightest_pace_ms(requests: Sequence[Request]) -> float:
-    """How long batches may last while all of these decode."""
-    return min([r.pace_s * 1e3 for r in requests if r.pace_s < INF], default=INF)
+    def __init__(
+        self,
+        now_s: float,
+        promised: Sequence[Request],
+        asking: Sequence[Request],
+        cost: CostModel,
+        limits: Limits,
+        memory: Memory,
+    ) -> None:
+        self.now_s = now_s
+        self._cost = cost
+        self._requests = sorted((*promised, *asking), key=lambda r: r.seq)
+        self._row = {id(r): row for row, r in enumerate(self._requests)}
+        self._rows = plan.rows_of(self._requests)
+        self._world = plan.world_of(cost, limits, memory, margin=cost.margin)
+        self._left = self._rows.left.copy()
+        for request in asking:
+            self._rows.left[self._row[id(request)]] = 0
+        self._excused = np.zeros(len(self._requests), dtype=np.bool_)
+        self._baseline_known = False
 
+    def _foresee(self, excused: np.ndarray) -> tuple[int, int, float, np.ndarray]:
+        rows = plan.copy_of(self._rows)
+        late = np.zeros(len(self._requests), dtype=np.bool_)
+        code, row, when_s = plan.foresee(self.now_s, rows, self._world, excused, late)
+        return code, row, when_s, late
 
-def _decode_share(requests: Sequence[Request], cost: CostModel) -> float:
-    """Share of the server's time that decoding all of them at their pace takes, with the constant of each batch."""
-    step_ms = _tightest_pace_ms(requests)
-    if step_ms == INF:
-        return 0.0
-    rate = sum(
-        cost.decode_token_ms(r.context_tokens + r.uncached_tokens) / (r.pace_s * 1e3)
-        for r in requests
-        if r.pace_s < INF
-    )
-    return rate + cost.const_ms / step_ms
+    def _excuse_those_that_are_late_anyway(self) -> None:
+        """Whoever would be late without any newcomer is not the newcomer's fault."""
+        self._baseline_known = True
+        *_, self._excused = self._foresee(np.ones_like(self._excused))
 
+    def ask(self, request: Request) -> Verdict:
+        """Add `request` if everybody's targets are kept with it."""
+        if request.deadline_s <= self.now_s:
+            return Verdict(admitted=False, reason="its budget is spent")
+        if request.uncached_tokens:
+            alone_ms = self._cost.prefill_ms(request.uncached_tokens, prefix_tokens=request.context_tokens)
+            time_ms = (request.due_s - self.now_s) * 1e3
+            if alone_ms > time_ms:
+                time = f"{max(time_ms, 0):.0f} ms"
+                return Verdict(
+                    admitted=False, reason=f"its prefill takes {alone_ms:.0f} ms, its first token is due within {time}"
+                )
+        mine = self._row[id(request)]
+        self._rows.left[mine] = self._left[mine]
+        code, row, when_s, _ = self._foresee(self._excused)
+        if code == plan.LATE and row != mine and not self._baseline_known:
+            self._rows.left[mine] = 0
+            self._excuse_those_that_are_late_anyway()
+            self._rows.left[mine] = self._left[mine]
+            if self._excused.any():
+                code, row, when_s, _ = self._foresee(self._excused)
+        if code == plan.KEPT:
+            return ADMITTED
+        self._rows.left[mine] = 0
+        return Verdict(admitted=False, reason=self._reason(code, row, mine, when_s), retry_after_s=when_s - self.now_s)
 
-def _demand_ms(at_s: float, now_s: float, requests: Sequence[Request], cost: CostModel, limits: Limits) -> float:
-    """Work due by `at_s`, ms."""
-    step_ms = min(_tightest_pace_ms(requests), limits.max_batch_ms)
-    work_ms = cost.const_ms * max(1.0, (at_s - now_s) * 1e3 / step_ms)
-    for r in requests:
-        due = r.due_s
-        if due > at_s:
-            continue
-        if r.uncached_tokens:
-            work_ms += cost.prefill_ms(r.uncached_tokens, prefix_tokens=r.context_tokens) - cost.const_ms
-        if r.pace_s < INF:
-            tokens = math.floor((at_s - due) / r.pace_s) + (0 if r.uncached_tokens else 1)
-            work_ms += tokens * cost.decode_token_ms(r.context_tokens + r.uncached_tokens)
-    return work_ms
-
-
-def _retry_after_s(requests: Sequence[Request]) -> float:
-    """A guess at when decode room appears: the shortest remaining output at its pace."""
-    left = [
-        min(r.max_tokens - r.output_tokens, 256) * r.pace_s
-        for r in requests
-        if not r.uncached_tokens and r.pace_s < INF
-    ]
-    return min(left, default=1.0)
+    def _reason(self, code: int, row: int, mine: int, when_s: float) -> str:
+        at = f"in {(when_s - self.now_s) * 1e3:.0f} ms"
+        if code == plan.LATE:
+            whose = "its own" if row == mine else f"that of {self._requests[row].rid}, promised before,"
+            return f"a token would be late {at}: {whose} is due by then"
+        if code == plan.NO_MEMORY:
+            return f"the KV cache would be full {at}"
+        return f"no end of the decode load is in sight {at}"

@@ -1,53 +1,58 @@
-"""The next batch, by earliest due token (paper, section 3: algorithm 2).
+"""What a batch is, what bounds it, and who fills the room that promised work leaves.
 
-A batch may last until the earliest token that is due (the paper's t0): its size is dynamic, as large as the tightest
-due token allows. Into it go, in this order,
-
-1. the decoders that would be late if they sat this batch out, or would cut the next one short,
-2. prefill chunks, earliest first token first, as many tokens as there is time for,
-3. the other decoders, where time is left,
-4. best effort, which must hardly stretch the batch: decoders, then chunks.
-
-Everything else is parked: it keeps its KV and sits this batch out. Within 2 and 3 a request's `Standing` goes before
-its due time: only promises that can still be kept decide how long a batch may last.
+Promised work comes first and is chosen by `plan`. Left-over time goes, in this order, to promises that were missed
+(served at their pace, holding nobody up), to declined requests that could still be in time, and to best effort, first
+come, first served. Everything else is parked: it keeps its KV and sits the batch out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 
 from slos_sglang.policy.batch_time import BatchSize, CostModel
-from slos_sglang.policy.request import INF, Request
+from slos_sglang.policy.request import Request
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
     """Bounds on batches.
 
-    best_effort_max_wait_s  ageing: a best-effort request is due this long after it was last served
-    best_effort_share       most of the time that aged best effort may take from promised requests
-    max_batch_ms            longest batch while promised prefills wait, so that a newcomer soon gets its turn
-    best_effort_fill        share of the time to the earliest due token up to which best effort may stretch a batch
+    max_batch_ms            longest batch while prompts wait, so that a newcomer soon gets its turn
+    best_effort_fill        share of the time to the earliest due token up to which others may stretch a batch
+    best_effort_max_wait_s  ageing: best effort that was not served for so long is due; nothing is promised meanwhile
     min_chunk_tokens        a smaller chunk is not worth a row, unless it completes its prompt
-    admission_headroom      admission asks for this many times the work it foresees (batches are whole, steps vary)
+    rides_ahead             decoders ride in a batch that come due within so many batches after it; others may not
+    credit_share            share of the expected output's time that the slack of an early first token may lend later
+                            tokens, which repay it by their end: it allows longer batches and still keeps the mean TPOT
     """
 
-    best_effort_max_wait_s: float = 5.0
-    best_effort_share: float = 0.25
     max_batch_ms: float = 60.0
-    best_effort_fill: float = 0.6
+    best_effort_fill: float = 0.1
+    best_effort_max_wait_s: float = 5.0
     min_chunk_tokens: int = 16
-    admission_headroom: float = 1.3
+    rides_ahead: float = 10.0
+    credit_share: float = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """KV memory, tokens: all of it, and what nobody holds (what a prefix cache could give back counts as free)."""
+    """KV memory, tokens: all of it, and what nobody holds (what a prefix cache could give back counts as free).
 
-    capacity_tokens: int
-    free_tokens: int
+    A request occupies whole blocks. A capacity below zero stands for memory that never runs out.
+    """
+
+    capacity_tokens: int = -1
+    free_tokens: int = 1 << 60
+    block_tokens: int = 1
+
+    def blocks(self, tokens: int) -> int:
+        """What `tokens` occupy, in whole blocks."""
+        return -(-tokens // self.block_tokens) * self.block_tokens
+
+
+UNBOUNDED = Memory()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -63,168 +68,109 @@ class Batch:
     size: BatchSize = field(default_factory=BatchSize)
     predicted_ms: float = 0.0
 
+    def add(self, request: Request, tokens: int) -> None:
+        """`tokens` more of the request's prompt, or its next output token."""
+        if request.uncached_tokens:
+            self.prefill.append((request, tokens))
+        else:
+            self.decode.append(request)
+        self.size.add(tokens=tokens, context_tokens=request.context_tokens + tokens)
 
-def due_s(request: Request, limits: Limits) -> float:
-    """When the request is next due: its next token if that is promised, else its turn by ageing."""
-    if not request.standard:
-        return request.served_s + limits.best_effort_max_wait_s
-    # A token in flight counts as produced.
-    return request.due_s + request.pending * request.pace_s if request.pending else request.due_s
+    def remove(self, request: Request, tokens: int) -> None:
+        """Take back what `add` did."""
+        if request.uncached_tokens:
+            self.prefill.remove((request, tokens))
+        else:
+            self.decode.remove(request)
+        self.size.tokens -= tokens
+        self.size.requests -= 1
+        self.size.context_tokens -= request.context_tokens + tokens
+
+
+class Standing(IntEnum):
+    """Who goes first among those without a promise to keep."""
+
+    TURN = 0  # best effort that has aged
+    LOST = 1  # promised, but a target was missed
+    HOPEFUL = 2  # declined, but it could still be in time
+    BEST_EFFORT = 3
 
 
 def aged(request: Request, now_s: float, limits: Limits) -> bool:
     """True for best effort that was not served for too long."""
-    return not request.standard and due_s(request, limits) <= now_s
+    return not request.standard and now_s >= request.served_s + limits.best_effort_max_wait_s
 
 
-class Standing(IntEnum):
-    """Who goes first."""
-
-    TURN = 0  # best effort that has aged, in a batch that is its turn
-    PROMISED = 1
-    HOPEFUL = 2  # declined, but it could still be in time
-    LOST = 3  # promised, but a target was missed: it is served at its pace and holds nobody up
-    BEST_EFFORT = 4
-
-
-def standing(request: Request, now_s: float, limits: Limits, *, turn: bool = False) -> Standing:
-    """Where the request stands at `now_s`; `turn`: aged best effort goes first."""
-    if request.constrained and not request.lost(now_s):
-        return Standing.PROMISED if request.standard else Standing.HOPEFUL
-    if request.standard:
-        return Standing.LOST
-    return Standing.TURN if turn and aged(request, now_s, limits) else Standing.BEST_EFFORT
+def _order(request: Request, now_s: float, limits: Limits, *, turn: bool) -> tuple[int, bool, float, int]:
+    stand = Standing.BEST_EFFORT
+    if turn and aged(request, now_s, limits):
+        stand = Standing.TURN
+    elif request.standard:
+        stand = Standing.LOST
+    elif request.constrained and not request.lost(now_s):
+        stand = Standing.HOPEFUL
+    prompt = request.uncached_tokens > 0
+    first = request.due_s if stand in (Standing.LOST, Standing.HOPEFUL) else request.arrival_s
+    return (stand, prompt, first, request.seq)
 
 
-class _Draft:
-    """A batch being filled, and the time it may take."""
-
-    def __init__(self, cost: CostModel, limits: Limits) -> None:
-        self.cost, self.limits = cost, limits
-        self.batch = Batch()
-
-    def batch_ms_with(self, request: Request) -> float:
-        size = self.batch.size
-        return self.cost.batch_ms(
-            BatchSize(
-                tokens=size.tokens + 1,
-                requests=size.requests + 1,
-                context_tokens=size.context_tokens + request.context_tokens + 1,
-            )
-        )
-
-    def decode(self, request: Request) -> None:
-        self.batch.decode.append(request)
-        self.batch.size.add(tokens=1, context_tokens=request.context_tokens + 1)
-
-    def prefill(self, request: Request, within_ms: float) -> bool:
-        """Add a chunk of `request` if one fits; False when no further prompt can follow."""
-        left = request.uncached_tokens
-        room = self.cost.chunk_tokens(self.batch.size, prefix_tokens=request.context_tokens, within_ms=within_ms)
-        tokens = min(left, room)
-        if tokens <= 0 or (tokens < left and tokens < self.limits.min_chunk_tokens):
-            return False
-        self.batch.prefill.append((request, tokens))
-        self.batch.size.add(tokens=tokens, context_tokens=request.context_tokens + tokens)
-        return tokens == left
-
-
-def form_batch(
+def fill(
+    batch: Batch,
     now_s: float,
-    decoding: Sequence[Request],
-    waiting: Sequence[Request],
+    others: Iterable[Request],
     cost: CostModel,
     limits: Limits,
     *,
+    within_ms: float,
+    free_tokens: int,
     turn: bool = False,
 ) -> Batch:
-    """Choose the next batch.
-
-    now_s     when the batch will start, s
-    decoding  requests with a first token; `waiting`: those whose prompt is not yet computed
-    turn      aged best effort goes first
-    Returns a non-empty `Batch` whenever there is anything to run.
-    """
-    draft = _Draft(cost, limits)
-    stands = {id(r): standing(r, now_s, limits, turn=turn) for r in (*decoding, *waiting)}
-
-    def key(request: Request) -> tuple[int, float, int]:
-        stand = stands[id(request)]
-        if stand is Standing.HOPEFUL:
-            return (stand, request.due_s, request.seq)
-        if request.uncached_tokens and not request.standard:  # first come, first served
-            return (stand, request.arrival_s, request.seq)
-        return (stand, due_s(request, limits), request.seq)
-
-    decoders = sorted(decoding, key=key)
-    prompts = sorted(waiting, key=key)
-    promised = [r for r in decoders if stands[id(r)] is Standing.PROMISED]
-    pressing = [r for r in prompts if stands[id(r)] is not Standing.BEST_EFFORT]
-    patient = [r for r in prompts if stands[id(r)] is Standing.BEST_EFFORT]
-
-    # How long the batch may last: until the earliest due token, planned with the cost model's own margin. Where
-    # decoders have fallen behind, a prompt that is due before them still gets a third of the time.
-    floor_ms = cost.batch_ms(_rows(promised))
-    behind = any(
-        stands[id(p)] is Standing.PROMISED and p.due_s <= due_s(d, limits) for p in prompts[:1] for d in promised[:1]
+    """`batch` with as much of `others` as fits into `within_ms` and into free KV memory; the last prompt may be cut."""
+    filled = Batch(
+        decode=list(batch.decode),
+        prefill=list(batch.prefill),
+        preempt=batch.preempt,
+        size=BatchSize(batch.size.tokens, batch.size.requests, batch.size.context_tokens),
     )
-    slack_ms = min([(due_s(r, limits) - now_s) * 1e3 / cost.margin for r in promised], default=INF)
-    window_ms = max(slack_ms, floor_ms * (1.5 if behind else 1.0))
-    if prompts:
-        window_ms = min(window_ms, max(limits.max_batch_ms, floor_ms))
-
-    # 1. Whoever would be late after this batch and one as long as the tightest pace allows: every batch costs its
-    # constant, so a next one cut short by somebody who sat this one out is dear.
-    pace_ms = min([r.pace_s * 1e3 for r in promised], default=INF)
-    next_ms = max(min(pace_ms, limits.max_batch_ms), floor_ms)
-    horizon_s = now_s + (window_ms * cost.margin + next_ms) / 1e3 if window_ms < INF else INF
-    rest = []
-    for request in decoders:
-        if stands[id(request)] is Standing.TURN or (request.standard and due_s(request, limits) <= horizon_s):
-            draft.decode(request)
-        else:
-            rest.append(request)
-
-    # 2. Prompts. One that is completed here has its first token when the batch ends, which therefore ends before
-    # that is due.
-    for request in pressing:
-        if not draft.prefill(request, window_ms):
-            break
-        if stands[id(request)] is Standing.PROMISED:
-            first_token_ms = (due_s(request, limits) - now_s) * 1e3 / cost.margin
-            window_ms = min(window_ms, max(first_token_ms, cost.batch_ms(draft.batch.size)))
-
-    # 3. The other decoders. 4. Best effort.
-    best_effort_ms = window_ms if not (promised or pressing) else window_ms * limits.best_effort_fill
-    for request in rest:
-        within_ms = best_effort_ms if stands[id(request)] is Standing.BEST_EFFORT else window_ms
-        if draft.batch_ms_with(request) <= within_ms:
-            draft.decode(request)
-    if sum(tokens for _, tokens in draft.batch.prefill) == sum(r.uncached_tokens for r in pressing):
-        for request in patient:
-            if not draft.prefill(request, best_effort_ms):
-                break
-
-    batch = draft.batch
-    if not batch.decode and not batch.prefill:
-        _run_something(draft, decoders, prompts)
-    batch.predicted_ms = cost.batch_ms(batch.size)
-    return batch
+    more_prompts = not any(tokens < request.uncached_tokens for request, tokens in batch.prefill)
+    for request in sorted(others, key=lambda r: _order(r, now_s, limits, turn=turn)):
+        prefix = request.context_tokens
+        room = cost.chunk_tokens(filled.size, prefix_tokens=prefix, within_ms=within_ms)
+        if not request.uncached_tokens:
+            if room >= 1 and free_tokens > 0:
+                filled.add(request, 1)
+                free_tokens -= 1
+            continue
+        left = request.uncached_tokens
+        tokens = min(left, room, free_tokens)
+        if not more_prompts or tokens <= 0 or (tokens < left and tokens < limits.min_chunk_tokens):
+            continue
+        if not request.started and left > free_tokens:
+            continue
+        filled.add(request, tokens)
+        free_tokens -= tokens
+        more_prompts = tokens == left
+    filled.predicted_ms = cost.batch_ms(filled.size)
+    return filled
 
 
-def _run_something(draft: _Draft, decoders: Sequence[Request], prompts: Sequence[Request]) -> None:
-    """Never idle while there is work, whatever the cost model believes."""
-    for request in decoders:
-        draft.decode(request)
-    if not decoders and prompts:
-        request = prompts[0]
-        tokens = min(request.uncached_tokens, draft.limits.min_chunk_tokens)
-        draft.batch.prefill.append((request, tokens))
-        draft.batch.size.add(tokens=tokens, context_tokens=request.context_tokens + tokens)
+def make_room(batch: Batch, memory: Memory, candidates: Sequence[Request]) -> None:
+    """Preempt `candidates`, the first ones first, until the batch's new tokens fit into free KV memory."""
+    tokens_of = {id(r): (r, tokens) for r, tokens in (*((r, 1) for r in batch.decode), *batch.prefill)}
+    need = sum(_grows(r, tokens, memory) for r, tokens in tokens_of.values())
+    free = memory.free_tokens
+    for request in candidates:
+        if need <= free:
+            return
+        if id(request) in tokens_of:
+            _, tokens = tokens_of.pop(id(request))
+            need -= _grows(request, tokens, memory)
+            batch.remove(request, tokens)
+        if request.started:
+            batch.preempt.append(request)
+            free += memory.blocks(request.context_tokens)
 
 
-def _rows(requests: Sequence[Request]) -> BatchSize:
-    size = BatchSize()
-    for request in requests:
-        size.add(tokens=1, context_tokens=request.context_tokens + 1)
-    return size
+def _grows(request: Request, tokens: int, memory: Memory) -> int:
+    held = memory.blocks(request.context_tokens) if request.started else 0
+    return memory.blocks(request.context_tokens + tokens) - held

@@ -3,9 +3,10 @@
 The engine and the simulator keep one `Request` a call and tell it what happened; the policy reads it. Times are
 seconds on one monotonic clock, `inf` means unconstrained.
 
-Two schedules run side by side. The *pace* starts at the first token: when every token is on pace, the mean TPOT holds,
-as serving benchmarks judge it. The *rule* starts at the later of TTFT target and first token: by it a receipt says
-"attained" (token-deadline rule). Batches are planned by the pace; the slack of an early first token is kept in reserve.
+Two schedules run side by side. The *pace* starts at the first token and is what batches are planned by: when every
+token is on pace, the mean TPOT holds, as serving benchmarks judge it. The slack of an early first token lends it some
+credit, a share of the expected output's time, repaid by a faster pace until its end. The *rule* starts at the later of
+TTFT target and first token: by it a receipt says "attained" (token-deadline rule). The pace is never later.
 """
 
 from __future__ import annotations
@@ -36,10 +37,12 @@ class Request:
     seq              arrival order, the last key of every sort
     max_tokens       cap on the output; a cap, not an estimate of its length
     left_tokens      output tokens still expected: an estimate, exact only where a run says that lengths are known
+    think_tokens     how many of them are thinking; as `left_tokens`, and no bound where nobody knows
     ttft_s, tpot_s   targets, seconds; `tpot_s` is the current phase's
     deadline_s       when the whole call must have ended (its budget), absolute
     uncached_tokens  prompt tokens still to be computed
     context_tokens   KV tokens that it holds, or will find cached
+    started          it holds KV of its own: some of its prompt was computed
     served_s         when it last got a token or a chunk
     kept             False once a target was missed
     """
@@ -50,6 +53,7 @@ class Request:
     slo: WireSLO | None = None
     max_tokens: int = 1 << 30
     left_tokens: int = 1 << 30
+    think_tokens: int = 1 << 30
     # Whatever the engine or simulator needs to find its own object again; the policy never looks at it.
     handle: Any = None
 
@@ -64,6 +68,7 @@ class Request:
     announced: bool = False
     declined: bool = False
     thinking: bool = False
+    started: bool = False
     uncached_tokens: int = 0
     context_tokens: int = 0
     output_tokens: int = 0
@@ -75,7 +80,13 @@ class Request:
 
     # The pace: TPOT that batches are planned with, and when the token last produced was due by it.
     pace_s: float = INF
+    answer_pace_s: float = INF
     paced_s: float = INF
+    credit_s: float = 0.0
+    first_due_s: float = INF
+    # Until when the rule lets an early first token's slack count, and how far the pace is ahead of the rule.
+    slack_until_s: float = -INF
+    reserve_s: float = 0.0
     # When the token last produced was due by the token rule.
     ruled_s: float = INF
     # Output tokens in flight (overlap schedule), and when the next token is due by the pace.
@@ -101,12 +112,15 @@ class Request:
         late = not self.output_tokens and now_s > self.arrival_s + self.ttft_s * TOLERANCE
         return late or not self.kept or now_s > self.deadline_s
 
-    def set_targets(self, cost: CostModel, *, min_ttft_ms: float | None = None, delivery_ms: float = 0.0) -> None:
+    def set_targets(
+        self, cost: CostModel, *, min_ttft_ms: float | None = None, delivery_ms: float = 0.0, credit_share: float = 0.0
+    ) -> None:
         """Turn the SLO into seconds, once `uncached_tokens` and `context_tokens` are known.
 
         A TTFT slowdown is relative to the zero-load prefill of the uncached tokens. A call with a budget and no TPOT is
         paced as if the whole of it, prefill and up to `max_tokens` decodes, were slowed down alike to fill the budget.
-        The first token is planned `delivery_ms` early: what it takes from the scheduler to the client.
+        The first token is planned `delivery_ms` early: what it takes from the scheduler to the client. `credit_share`
+        of the expected output's time is what later tokens may be lent of an early first token's slack.
         """
         slo = self.slo
         if slo is None or not slo.constrained:
@@ -121,15 +135,23 @@ class Request:
         self.thinking = slo.think_end is not None
         self.tpot_s = _seconds(slo.think_tpot_ms) if self.thinking else self.answer_tpot_s
         self.phases = ["think" if self.thinking else "answer"]
-        self.pace_s = self.tpot_s
-        self.due_s = self.arrival_s + self.ttft_s
+        self.pace_s, self.answer_pace_s = self.tpot_s, self.answer_tpot_s
+        self.first_due_s = self.arrival_s + self.ttft_s
         if slo.budget_ms is not None:
             self.deadline_s = self.arrival_s + slo.budget_ms / 1e3
             decode_ms = cost.const_ms + cost.decode_token_ms(self.uncached_tokens + self.context_tokens)
-            slowdown = slo.budget_ms / (prefill_ms + self.max_tokens * decode_ms)
-            self.pace_s = min(self.pace_s, max(slowdown, 1.0) * decode_ms / 1e3)
-            self.due_s = min(self.due_s, self.arrival_s + max(slowdown, 1.0) * prefill_ms / 1e3, self.deadline_s)
-        self.due_s -= delivery_ms / 1e3
+            slowdown = max(slo.budget_ms / (prefill_ms + self.max_tokens * decode_ms), 1.0)
+            self.pace_s = min(self.pace_s, slowdown * decode_ms / 1e3)
+            self.answer_pace_s = min(self.answer_pace_s, slowdown * decode_ms / 1e3)
+            self.first_due_s = min(self.first_due_s, self.arrival_s + slowdown * prefill_ms / 1e3)
+        self.first_due_s -= delivery_ms / 1e3
+        if self.ttft_s < INF:
+            self.slack_until_s = self.arrival_s + self.ttft_s - delivery_ms / 1e3
+        if self.tpot_s == INF:
+            self.reserve_s = INF  # nothing rules the tokens one by one
+        else:
+            self.credit_s = credit_share * min(self.left_tokens, self.max_tokens) * self.tpot_s
+        self.due_s = min(self.first_due_s, self.deadline_s)
 
     @property
     def ttft_due_s(self) -> float:
@@ -147,9 +169,16 @@ class Request:
     def token(self, now_s: float) -> None:
         """An output token was produced by `now_s`: check what was due, and set when the next one is."""
         self.output_tokens += 1
+        self.left_tokens = max(self.left_tokens - 1, 1)
+        self.think_tokens -= 1
         self.served_s = now_s
         if self.output_tokens == 1:
-            self.first_token_s = self.paced_s = now_s
+            self.first_token_s = now_s
+            early_s = max(self.slack_until_s - now_s, 0.0)
+            lent_s = min(early_s, self.credit_s)
+            self.paced_s = now_s + lent_s
+            self.pace_s -= lent_s / self.left_tokens  # repaid by the expected end
+            self.reserve_s += early_s - lent_s
             self.ruled_s = now_s if self.ttft_s == INF else max(now_s, self.arrival_s + self.ttft_s)
             self.kept &= now_s <= self.arrival_s + self.ttft_s * TOLERANCE
         else:
@@ -170,9 +199,7 @@ class Request:
         """The end-of-thinking text has appeared: from the next token on the answer's TPOT paces."""
         if self.thinking:
             self.thinking = False
-            budget_pace_s = self.pace_s if self.pace_s < self.tpot_s else INF
-            self.tpot_s = self.answer_tpot_s
-            self.pace_s = min(self.answer_tpot_s, budget_pace_s)
+            self.tpot_s, self.pace_s = self.answer_tpot_s, self.answer_pace_s
             self.due_s = min(self.paced_s + self.pace_s, self.deadline_s)
             self.phases.append("answer")
 

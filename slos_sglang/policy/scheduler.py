@@ -9,10 +9,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from slos_sglang.policy.admission import Verdict, judge
+import numpy as np
+
+from slos_sglang.policy import plan
+from slos_sglang.policy.admission import Outlook, Verdict
 from slos_sglang.policy.batch_time import CostModel
-from slos_sglang.policy.batches import Batch, Limits, aged, form_batch
-from slos_sglang.policy.request import Request
+from slos_sglang.policy.batches import UNBOUNDED, Batch, Limits, Memory, aged, fill, make_room
+from slos_sglang.policy.request import INF, Request
+
+_NO_BOUND_MS = 1e9
 
 
 @dataclass(kw_only=True)
@@ -24,37 +29,139 @@ class Scheduler:
 
     cost: CostModel
     limits: Limits = field(default_factory=Limits)
-    asked_per_step: int = 16
+    asked_per_step: int = 4
     _last_turn_s: float = -math.inf
+    _turn_owed: bool = False
 
     def admit(
-        self, now_s: float, undecided: Sequence[Request], decoding: Sequence[Request], waiting: Sequence[Request]
+        self,
+        now_s: float,
+        undecided: Sequence[Request],
+        decoding: Sequence[Request],
+        waiting: Sequence[Request],
+        memory: Memory = UNBOUNDED,
     ) -> list[tuple[Request, Verdict]]:
-        """Judge the undecided requests, earliest deadline first; sets their tier.
+        """Judge the undecided requests, new ones first, then by deadline; sets their tier.
 
-        A request is undecided when it is new, or was declined and could still make its first token. Returns each with
-        its verdict.
+        A request is undecided when it is new, or was declined and has lost nothing yet. Returns each that was judged
+        with its verdict; the others are asked in a later step.
         """
-        promised = [r for r in (*decoding, *waiting) if r.standard]
+        if not undecided:
+            return []
+        asking = sorted(undecided, key=lambda r: (r.judged, r.due_s, r.seq))
+        new = sum(not r.judged for r in asking)
+        asking = asking[: max(min(new, 4 * self.asked_per_step), self.asked_per_step)]
+        promised = [r for r in (*decoding, *waiting) if r.standard and not r.lost(now_s)]
+        outlook = Outlook(now_s, promised, asking, self.cost, self.limits, memory)
         verdicts = []
-        for request in sorted(undecided, key=lambda r: (r.due_s, r.seq))[: self.asked_per_step]:
-            verdict = judge(now_s, request, promised, self.cost, self.limits)
+        for request in asking:
+            if self._turn_owed:
+                verdict = Verdict(admitted=False, reason="best effort has waited too long", retry_after_s=1.0)
+            else:
+                verdict = outlook.ask(request)
             if verdict.admitted:
                 request.admit()
-                promised.append(request)
             else:
                 request.decline()
             verdicts.append((request, verdict))
         return verdicts
 
-    def next_batch(self, now_s: float, decoding: Sequence[Request], waiting: Sequence[Request]) -> Batch:
-        """The batch to run at `now_s`; see `form_batch`.
+    def next_batch(
+        self, now_s: float, decoding: Sequence[Request], waiting: Sequence[Request], memory: Memory = UNBOUNDED
+    ) -> Batch:
+        """The batch to run at `now_s`: promised work by plan, then what else has room and endangers nobody."""
+        everyone = [*decoding, *waiting]
+        promised = sorted((r for r in everyone if r.standard and not r.lost(now_s)), key=lambda r: r.seq)
+        others = [r for r in everyone if not r.standard or r.lost(now_s)]
+        if not promised:
+            return self._left_over(now_s, others, memory)
 
-        Where best effort has aged, one batch in so many is its turn, so that the rest keeps its share of the time.
-        """
-        limits = self.limits
-        turn_due_s = self._last_turn_s + limits.max_batch_ms / limits.best_effort_share / 1e3
-        turn = now_s >= turn_due_s and any(aged(r, now_s, limits) for r in (*decoding, *waiting))
+        chosen = _Chosen(now_s, promised, plan.world_of(self.cost, self.limits, memory, margin=self.cost.margin))
+        batch = chosen.batch(self.cost)
+        if others:
+            batch = self._with_others(chosen, batch, others, memory)
+        self._make_room(batch, memory, promised, others)
+        return batch
+
+    def _make_room(self, batch: Batch, memory: Memory, promised: Sequence[Request], others: Sequence[Request]) -> None:
+        """Memory is short: best effort goes first, the latest arrival of each before the earlier ones."""
+        if batch.size.tokens + batch.size.requests * memory.block_tokens > memory.free_tokens:
+            latest = [*sorted(others, key=lambda r: -r.seq), *sorted(promised, key=lambda r: -r.seq)]
+            make_room(batch, memory, latest[:-1])
+            batch.predicted_ms = self.cost.batch_ms(batch.size)
+
+    def _with_others(self, chosen: _Chosen, batch: Batch, others: Sequence[Request], memory: Memory) -> Batch:
+        """`batch` with others beside it, where that breaks no promise."""
+        limits, now_s = self.limits, chosen.now_s
+        may_turn = now_s >= self._last_turn_s + limits.best_effort_max_wait_s
+        turn = may_turn and any(aged(r, now_s, limits) for r in others)
+        self._turn_owed = False
+        fill_ms = min(chosen.slack_ms, limits.max_batch_ms) * (1.0 if turn else limits.best_effort_fill)
+        within_ms = max(fill_ms / self.cost.margin, batch.predicted_ms)
+        free = memory.free_tokens - batch.size.tokens
+        filled = fill(batch, now_s, others, self.cost, limits, within_ms=within_ms, free_tokens=free, turn=turn)
+        if filled.size.requests == batch.size.requests:
+            return batch
+        if not chosen.safe(filled.predicted_ms * self.cost.margin):
+            self._turn_owed = turn
+            return batch
         if turn:
             self._last_turn_s = now_s
-        return form_batch(now_s, decoding, waiting, self.cost, limits, turn=turn)
+        return filled
+
+    def _left_over(self, now_s: float, others: Sequence[Request], memory: Memory) -> Batch:
+        """Nothing is promised: everybody else gets all of it, in batches that let a newcomer in soon."""
+        self._turn_owed = False
+        limits = self.limits
+        prompts = any(r.uncached_tokens for r in others)
+        turn = any(aged(r, now_s, limits) for r in others)
+        within_ms = limits.max_batch_ms if prompts else _NO_BOUND_MS
+        free = memory.free_tokens
+        batch = fill(Batch(), now_s, others, self.cost, limits, within_ms=within_ms, free_tokens=free, turn=turn)
+        if not batch.size.requests and others:
+            # Never idle while there is work: whatever the cost model believes, and though memory is short.
+            first = min(others, key=lambda r: (r.uncached_tokens > 0, r.seq))
+            batch.add(
+                first, min(max(first.uncached_tokens, 1), limits.min_chunk_tokens) if first.uncached_tokens else 1
+            )
+            batch.predicted_ms = self.cost.batch_ms(batch.size)
+        self._make_room(batch, memory, (), others)
+        return batch
+
+
+class _Chosen:
+    """The plan's next step for the `promised` requests (in arrival order), as arrays and as a batch."""
+
+    def __init__(self, now_s: float, promised: Sequence[Request], world: plan.World) -> None:
+        self.now_s = now_s
+        self._promised, self._world = promised, world
+        self._rows = plan.rows_of(promised)
+        prompts = [i for i, r in enumerate(promised) if r.uncached_tokens]
+        prompts.sort(key=lambda i: (promised[i].due_s, i))
+        self._take = np.zeros(len(promised), dtype=np.int64)
+        plan.choose(now_s, self._rows, np.array(prompts, dtype=np.int64), world, self._take)
+        decoders = [i for i, r in enumerate(promised) if not r.uncached_tokens]
+        self._order = [i for i in (*decoders, *prompts) if self._take[i]]
+
+    def batch(self, cost: CostModel) -> Batch:
+        """Decoders by arrival, then chunks by due time."""
+        batch = Batch()
+        for i in self._order:
+            batch.add(self._promised[i], int(self._take[i]))
+        batch.predicted_ms = cost.batch_ms(batch.size)
+        return batch
+
+    @property
+    def slack_ms(self) -> float:
+        """Until the earliest due token of a decoder."""
+        due_s = min((r.due_s for r in self._promised if not r.uncached_tokens), default=INF)
+        return (due_s - self.now_s) * 1e3
+
+    def safe(self, took_ms: float) -> bool:
+        """Will every promise be kept if the step takes `took_ms`?"""
+        nobody = np.zeros(len(self._promised), dtype=np.bool_)
+        after = plan.copy_of(self._rows)
+        end_s = self.now_s + took_ms / 1e3
+        if plan.advance(end_s, after, self._take, nobody, nobody.copy()) >= 0:
+            return False
+        return bool(plan.foresee(end_s, after, self._world, nobody, nobody.copy())[0] == plan.KEPT)

@@ -1,35 +1,41 @@
-"""Batch formation: small cases worked out by hand, and what holds for every load."""
+"""Batch formation: small cases worked out by hand."""
+
+import pytest
 
 from slos_sglang.policy.batch_time import CostModel, Piece
-from slos_sglang.policy.batches import Limits, form_batch
+from slos_sglang.policy.batches import Limits, Memory
 from slos_sglang.policy.request import Request
 from slos_sglang.policy.scheduler import Scheduler
 from slos_sglang.slo import WireSLO
 
 # A step takes 10 ms, a token 0.1 ms, a row nothing: a batch of 50 ms has room for 400 tokens.
 COST = CostModel(Piece(tokens_ms=0.1, const_ms=10))
-LIMITS = Limits(max_batch_ms=1000)
+LIMITS = Limits(max_batch_ms=1000, rides_ahead=1.0, best_effort_fill=0.6)
 
 
 def make(
     rid: str, *, due_ms: float | None, left: int = 0, seq: int = 0, promised: bool = True, pace_ms: float = 100
 ) -> Request:
     """A request whose next token is due in `due_ms` from t = 0; with `left` prompt tokens it still waits."""
-    r = Request(rid=rid, seq=seq, arrival_s=0.0, slo=WireSLO(tpot_ms=pace_ms) if promised else None)
+    r = Request(rid=rid, seq=seq, arrival_s=0.0, slo=WireSLO(tpot_ms=pace_ms) if promised else None, left_tokens=8)
     r.uncached_tokens, r.pace_s = left, pace_ms / 1e3
     if not left:
-        r.output_tokens = 1
+        r.output_tokens, r.started = 1, True
     if promised:
         r.admit()
         assert due_ms is not None
-        r.due_s = due_ms / 1e3
+        r.due_s = r.first_due_s = due_ms / 1e3
+        if not left:
+            r.paced_s = r.due_s - r.pace_s
     return r
 
 
 def plan(
-    decoding: list[Request], waiting: list[Request], limits: Limits = LIMITS, **kw: bool
+    decoding: list[Request], waiting: list[Request], limits: Limits = LIMITS, memory: Memory | None = None
 ) -> tuple[set[str], dict[str, int]]:
-    batch = form_batch(0.0, decoding, waiting, COST, limits, **kw)
+    policy = Scheduler(cost=COST, limits=limits)
+    batch = policy.next_batch(0.0, decoding, waiting, memory or Memory())
+    assert batch.predicted_ms == COST.batch_ms(batch.size)
     return {r.rid for r in batch.decode}, {r.rid: tokens for r, tokens in batch.prefill}
 
 
@@ -46,8 +52,9 @@ def test_a_looser_decoder_makes_room_for_more() -> None:
 
 def test_who_is_not_due_sits_out_while_prompts_wait() -> None:
     decoding = [make("tight", due_ms=50), make("loose", due_ms=400)]
-    decode, prefill = plan(decoding, [make("p", due_ms=500, left=1000)])
-    assert decode == {"tight"} and prefill == {"p": 399}
+    prompts = [make("p", due_ms=500, left=1000)]
+    assert plan(decoding, prompts) == ({"tight"}, {"p": 399})
+    assert plan(decoding, prompts, Limits(max_batch_ms=1000, rides_ahead=5)) == ({"tight", "loose"}, {"p": 398})
 
 
 def test_nobody_sits_out_for_nothing() -> None:
@@ -82,12 +89,35 @@ def test_best_effort_gets_what_is_left_over() -> None:
     assert decode == {"d"} and prefill == {"p": 100, "be": 99}
 
 
-def test_aged_best_effort_goes_first_when_it_is_its_turn() -> None:
-    old = make("old", due_ms=None, left=300, promised=False)
+def test_best_effort_that_would_break_a_promise_gets_nothing() -> None:
+    # A batch of 30 ms would leave "p" 20 ms for its 10 + 19.9; without best effort it takes 10 + 0.1 + 19.9 at once.
+    waiting = [make("p", due_ms=30.1, left=199), make("be", due_ms=None, left=1000, promised=False)]
+    assert plan([make("d", due_ms=100)], waiting) == ({"d"}, {"p": 199})
+
+
+def test_aged_best_effort_has_its_turn_where_that_breaks_no_promise() -> None:
+    old = make("old", due_ms=None, left=600, promised=False)
     old.arrival_s = old.served_s = -10.0
-    waiting = [old, make("p", due_ms=500, left=1000)]
-    assert plan([make("d", due_ms=50)], waiting)[1] == {"p": 399}
-    assert plan([make("d", due_ms=50)], waiting, turn=True)[1] == {"old": 300, "p": 99}
+    decoder = make("d", due_ms=50)
+    limits = Limits(max_batch_ms=1000, best_effort_fill=0.1)
+    assert plan([decoder], [old], limits) == ({"d"}, {"old": 399}), "it may fill the batch, not only a tenth of it"
+    tight = make("p", due_ms=60, left=390)
+    assert plan([decoder], [old, tight], limits) == ({"d"}, {"p": 390}), "10 + 39 ms are needed for the promise"
+
+
+def test_nothing_is_promised_while_best_effort_waits_too_long() -> None:
+    policy = Scheduler(cost=COST, limits=LIMITS)
+    old = make("old", due_ms=None, left=600, promised=False)
+    old.arrival_s = old.served_s = -10.0
+    tight = make("p", due_ms=50, left=399)
+    newcomer = make("n", due_ms=5000, left=10)
+    newcomer.tier, newcomer.judged = "best_effort", False
+    policy.next_batch(0.0, [], [tight, old])
+    ((_, verdict),) = policy.admit(0.01, [newcomer], [], [tight, old, newcomer])
+    assert not verdict.admitted and "best effort has waited too long" in verdict.reason
+    policy.next_batch(0.02, [], [old])
+    ((_, verdict),) = policy.admit(0.03, [newcomer], [], [old, newcomer])
+    assert verdict.admitted
 
 
 def test_a_lost_promise_does_not_hold_the_others_up() -> None:
@@ -102,14 +132,26 @@ def test_longest_batch_while_prompts_wait() -> None:
     assert prefill == {"p": 500}
 
 
-def test_best_effort_turns_take_no_more_than_their_share() -> None:
-    limits = Limits(max_batch_ms=60, best_effort_share=0.25)
-    policy = Scheduler(cost=COST, limits=limits)
-    old = make("old", due_ms=None, left=100_000, promised=False)
-    turns = []
-    for step in range(100):
-        now_s = 100 + step * 0.06
-        old.served_s = now_s - 10
-        batch = policy.next_batch(now_s, [], [make("p", due_ms=1e9, left=10_000), old])
-        turns.append(batch.prefill[0][0] is old)
-    assert 20 <= sum(turns) <= 26
+def test_a_prompt_starts_only_where_its_whole_answer_will_fit() -> None:
+    # Each needs 100 + 8 tokens; of three that would all be done together only two fit.
+    waiting = [make(rid, due_ms=500, left=100, seq=seq) for seq, rid in enumerate("abc")]
+    memory = Memory(capacity_tokens=300, free_tokens=300)
+    assert plan([], waiting, memory=memory)[1] == {"a": 100, "b": 100}
+
+
+def test_best_effort_gives_up_its_memory_to_a_promise() -> None:
+    holder = make("be", due_ms=None, promised=False)
+    holder.context_tokens = 150
+    policy = Scheduler(cost=COST, limits=LIMITS)
+    batch = policy.next_batch(
+        0.0, [holder], [make("p", due_ms=500, left=100, seq=1)], Memory(capacity_tokens=200, free_tokens=50)
+    )
+    assert batch.preempt == [holder] and [r.rid for r, _ in batch.prefill] == ["p"] and not batch.decode
+
+
+@pytest.mark.parametrize("block_tokens", [1, 16])
+def test_memory_counts_whole_blocks(block_tokens: int) -> None:
+    waiting = [make("a", due_ms=500, left=20), make("b", due_ms=500, left=20, seq=1)]
+    memory = Memory(capacity_tokens=56, free_tokens=56, block_tokens=block_tokens)
+    # 20 + 8 tokens each: 56 in all, or two blocks of 16 each: 64.
+    assert plan([], waiting, memory=memory)[1] == ({"a": 20, "b": 20} if block_tokens == 1 else {"a": 20})

@@ -1,0 +1,56 @@
+"""How long an output will be, which nobody knows: a quantile of what calls of its kind have shown.
+
+A kind is what the request says of itself (program stage), refined as tokens come: only outputs longer than what it
+already has count. Where too few were seen, its cap is all there is to go by.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right, insort
+from collections import deque
+from dataclasses import dataclass, field
+
+from slos_sglang.policy.request import Request
+
+
+@dataclass(kw_only=True)
+class LengthEstimator:
+    """Quantiles of output lengths by stage name.
+
+    quantile  share of outputs that are to be no longer than estimated
+    scale     factor on every estimate: for experiments with wrong ones
+    memory    how many of the latest outputs of a kind count
+    enough    fewer longer ones than this do not make an estimate
+    """
+
+    quantile: float = 0.8
+    scale: float = 1.0
+    memory: int = 512
+    enough: int = 8
+    _recent: dict[str, deque[int]] = field(default_factory=dict)
+    _sorted: dict[str, list[int]] = field(default_factory=dict)
+
+    def expect(self, request: Request) -> int:
+        """Output tokens still to come, at least 1."""
+        done, cap = request.output_tokens, request.max_tokens
+        seen = self._sorted.get(_kind(request), [])
+        longer = len(seen) - (skip := bisect_right(seen, done))
+        if longer < self.enough:
+            # Beyond what was ever seen: as much again, within the cap.
+            guess = max(2 * done, seen[-1]) if len(seen) >= self.enough else cap
+        else:
+            guess = seen[skip + min(int(self.quantile * longer), longer - 1)]
+        return max(int((min(guess, cap) - done) * self.scale), 1)
+
+    def finished(self, request: Request) -> None:
+        """`request` ended by itself after its `output_tokens`."""
+        kind = _kind(request)
+        recent, ordered = self._recent.setdefault(kind, deque()), self._sorted.setdefault(kind, [])
+        recent.append(request.output_tokens)
+        insort(ordered, request.output_tokens)
+        if len(recent) > self.memory:
+            ordered.pop(bisect_right(ordered, recent.popleft()) - 1)
+
+
+def _kind(request: Request) -> str:
+    return (request.slo.stage if request.slo else None) or ""

@@ -1,0 +1,390 @@
+"""The plan: one compiled function chooses the next batch of promised work, another runs that choice forward.
+
+`choose` is the paper's batch formation (section 3): a batch may last until the earliest due token (its t0), decoders
+that come due go first, then prefill chunks by deadline, then whoever fits. `foresee` repeats it on the cost model until
+everything promised is done or certain to be in time. The server runs `choose`, admission asks `foresee`, so what was
+promised is what will happen, as long as steps take what the model says and outputs end where they are expected to:
+
+    safe(state)  :=  foresee(state) meets every due time
+    safe(state)  =>  safe(state after choose), because foresee takes exactly that step first
+    any other step, and any new promise, is taken only where foresee finds it safe
+
+Both work on arrays, a row a promised request, and are compiled by numba; uncompiled (`choose.py_func`) they are the
+plain reference that the tests compare with. Times are seconds, costs milliseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from slos_sglang.policy.batch_time import CostModel
+from slos_sglang.policy.batches import Limits, Memory
+from slos_sglang.policy.request import INF, Request
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+# How a foreseen future ends: in time, a token late, memory short, or too far away to tell.
+KEPT, LATE, NO_MEMORY, TOO_FAR = 0, 1, 2, 3
+
+# An output nobody can bound is planned as if it ended here; its pace is kept all the same.
+FORESEEN_TOKENS = 4096
+MAX_STEPS = 4000
+# Sums of binary fractions: a token exactly on its due time is on time.
+_EPSILON_S = 1e-7
+_NOBODY = -1
+
+
+class Rows(NamedTuple):
+    """Requests as arrays, in arrival order; one without tokens `left` is not there.
+
+    uncached   prompt tokens to compute; 0: it decodes   context    KV tokens it attends to
+    held       KV tokens it occupies                     left       output tokens expected
+    first_due  when its first token is due               paced      when its last token was due; inf: before the first
+    pace       s from one due token to the next          deadline   when its last token is due
+    credit     s that an early first token's slack may lend later ones, counted until `slack_until`
+    reserve    s that a token may come after it is due before its target is missed
+    think      output tokens until `answer` is its pace
+    """
+
+    uncached: Ints
+    context: Ints
+    held: Ints
+    left: Ints
+    first_due: Floats
+    paced: Floats
+    pace: Floats
+    credit: Floats
+    slack_until: Floats
+    reserve: Floats
+    deadline: Floats
+    think: Ints
+    answer: Floats
+
+
+class World(NamedTuple):
+    """What a batch costs (an entry a piece of the cost model, ms) and what bounds it."""
+
+    tokens_ms: Floats
+    requests_ms: Floats
+    context_ms: Floats
+    const_ms: Floats
+    max_batch_ms: float
+    rides_ahead: float
+    min_chunk_tokens: int
+    memory_tokens: int
+    block_tokens: int
+
+
+def rows_of(requests: Sequence[Request]) -> Rows:
+    """The rows of `requests`, which are in arrival order."""
+    ints = np.array(
+        [
+            (
+                r.uncached_tokens,
+                r.context_tokens,
+                r.context_tokens if r.started else 0,
+                min(max(r.left_tokens - r.pending, 1), FORESEEN_TOKENS),
+                r.think_tokens,
+            )
+            for r in requests
+        ],
+        dtype=np.int64,
+    ).reshape(-1, 5)
+    floats = np.array(
+        [
+            (
+                r.first_due_s,
+                r.paced_s + r.pending * r.pace_s if r.pending else r.paced_s,
+                r.pace_s,
+                r.credit_s,
+                r.slack_until_s,
+                r.reserve_s,
+                r.deadline_s,
+                r.answer_pace_s,
+            )
+            for r in requests
+        ],
+        dtype=np.float64,
+    ).reshape(-1, 8)
+    uncached, context, held, left, think = (np.ascontiguousarray(column) for column in ints.T)
+    first_due, paced, pace, credit, slack, reserve, deadline, answer = (np.ascontiguousarray(c) for c in floats.T)
+    return Rows(uncached, context, held, left, first_due, paced, pace, credit, slack, reserve, deadline, think, answer)
+
+
+def copy_of(rows: Rows) -> Rows:
+    """The same rows in arrays of their own."""
+    return Rows(*(column.copy() for column in rows))  # type: ignore[arg-type]
+
+
+def world_of(cost: CostModel, limits: Limits, memory: Memory, *, margin: float = 1.0) -> World:
+    """The bounds and costs of batches, every batch taking `margin` times its prediction."""
+    pieces = cost.pieces
+    return World(
+        tokens_ms=np.array([p.tokens_ms * margin for p in pieces]),
+        requests_ms=np.array([p.requests_ms * margin for p in pieces]),
+        context_ms=np.array([p.context_ms * margin for p in pieces]),
+        const_ms=np.array([p.const_ms * margin for p in pieces]),
+        max_batch_ms=float(limits.max_batch_ms),
+        rides_ahead=float(limits.rides_ahead),
+        min_chunk_tokens=limits.min_chunk_tokens,
+        memory_tokens=memory.capacity_tokens,
+        block_tokens=memory.block_tokens,
+    )
+
+
+@njit(cache=True)
+def batch_ms(tokens: int, requests: int, context: int, world: World) -> float:
+    """`CostModel.batch_ms`, bit for bit."""
+    worst = 0.0
+    if requests > 0:
+        for k in range(world.const_ms.size):
+            ms = (
+                world.tokens_ms[k] * tokens
+                + world.requests_ms[k] * requests
+                + world.context_ms[k] * context
+                + world.const_ms[k]
+            )
+            worst = max(worst, ms)
+    return worst
+
+
+@njit(cache=True)
+def chunk_tokens(tokens: int, requests: int, context: int, prefix: int, within_ms: float, world: World) -> int:
+    """The most tokens that one more row after `prefix` KV tokens may add to a batch of `within_ms`."""
+    room = 1e15
+    for k in range(world.const_ms.size):
+        left_ms = (
+            within_ms
+            - world.const_ms[k]
+            - world.tokens_ms[k] * tokens
+            - world.requests_ms[k] * (requests + 1)
+            - world.context_ms[k] * (context + prefix)
+        )
+        room = min(room, left_ms / max(world.tokens_ms[k] + world.context_ms[k], 1e-9))
+    return max(0, int(room + 1e-9))
+
+
+@njit(cache=True)
+def due_s(i: int, rows: Rows) -> float:
+    """When the next token of row `i` is due."""
+    due = rows.first_due[i] if rows.paced[i] == INF else rows.paced[i] + rows.pace[i]
+    return float(min(due, rows.deadline[i]))
+
+
+@njit(cache=True)
+def _blocks(tokens: int, world: World) -> int:
+    return (tokens + world.block_tokens - 1) // world.block_tokens * world.block_tokens
+
+
+@njit(cache=True)
+def fits(newcomer: int, rows: Rows, take: Ints, world: World) -> bool:
+    """Would memory last if row `newcomer` started beside those that hold some, all to their expected ends?
+
+    If all advance by a token a step, the peak lies where one of them ends: what those that are left then hold.
+    """
+    there = np.empty(rows.left.size, dtype=np.int64)
+    count, total = 0, 0
+    for i in range(rows.left.size):
+        if rows.left[i] > 0 and (rows.held[i] > 0 or take[i] > 0 or i == newcomer):
+            there[count] = i
+            count += 1
+            total += _blocks(rows.context[i] + rows.uncached[i] + rows.left[i], world)
+    if total <= world.memory_tokens:
+        return True
+    there = there[:count]
+    held = 0
+    for rank, i in enumerate(there[np.argsort(-rows.left[there], kind="mergesort")]):
+        held += rows.context[i] + rows.uncached[i] + world.block_tokens - 1
+        if held + (rank + 1) * rows.left[i] > world.memory_tokens:
+            return False
+    return True
+
+
+@njit(cache=True)
+def choose(now_s: float, rows: Rows, prompts: Ints, world: World, take: Ints) -> float:
+    """Choose the batch that starts at `now_s`: fills `take` with each row's tokens, returns its time in ms.
+
+    prompts  the rows with a prompt to compute, by due time
+    """
+    take[:] = 0
+    decoders, context, tightest_s, pace_s = 0, 0, INF, INF
+    for i in range(rows.left.size):
+        if rows.left[i] > 0 and rows.uncached[i] == 0:
+            decoders += 1
+            context += rows.context[i] + 1
+            tightest_s = min(tightest_s, due_s(i, rows))
+            pace_s = min(pace_s, rows.pace[i])
+    head = _NOBODY
+    for i in prompts:
+        if rows.left[i] > 0 and rows.uncached[i] > 0:
+            head = i
+            break
+    all_ms = batch_ms(decoders, decoders, context, world)
+    slack_ms = (tightest_s - now_s) * 1e3
+    if head == _NOBODY and all_ms <= slack_ms:
+        for i in range(rows.left.size):
+            if rows.left[i] > 0:
+                take[i] = 1
+        return all_ms
+
+    # 1. Decoders that would be late after this batch and the next, or would cut the next one short: each batch costs
+    # its constant. Where not even they fit, those that would be late after this one.
+    window_ms = slack_ms if head == _NOBODY else min(slack_ms, world.max_batch_ms)
+    next_ms = max(min(pace_s * 1e3, world.max_batch_ms), all_ms)
+    tokens, context = 0, 0
+    for ahead in (world.rides_ahead, 0.0):
+        horizon_s = now_s + (max(window_ms, 0.0) + next_ms * ahead) / 1e3
+        tokens, context = 0, 0
+        for i in range(rows.left.size):
+            take[i] = 0
+            if rows.left[i] > 0 and rows.uncached[i] == 0 and due_s(i, rows) <= horizon_s:
+                take[i] = 1
+                tokens += 1
+                context += rows.context[i] + 1
+        if batch_ms(tokens, tokens, context, world) <= window_ms:
+            break
+    requests = tokens
+    must_ms = batch_ms(tokens, requests, context, world)
+    # Behind: a prompt that is due before the decoders still gets a third of the time.
+    behind = head != _NOBODY and must_ms > window_ms and due_s(head, rows) <= tightest_s
+    window_ms = max(window_ms, must_ms * (1.5 if behind else 1.0))
+
+    # 2. Prompts. One that is completed here has its first token when the batch ends, which must be before it is due.
+    for i in prompts:
+        if rows.left[i] == 0 or rows.uncached[i] == 0:
+            continue
+        if rows.held[i] == 0 and world.memory_tokens >= 0 and not fits(i, rows, take, world):
+            continue
+        room = chunk_tokens(tokens, requests, context, rows.context[i], window_ms, world)
+        chunk = min(room, rows.uncached[i])
+        whole = chunk == rows.uncached[i]
+        if chunk <= 0 or (not whole and chunk < world.min_chunk_tokens):
+            break
+        take[i] = chunk
+        tokens += chunk
+        requests += 1
+        context += rows.context[i] + chunk
+        if not whole:
+            break
+        so_far_ms = batch_ms(tokens, requests, context, world)
+        window_ms = min(window_ms, max((due_s(i, rows) - now_s) * 1e3, so_far_ms))
+
+    # 3. The other decoders. If there is nothing else to do, they are not kept waiting.
+    for i in range(rows.left.size):
+        if rows.left[i] > 0 and rows.uncached[i] == 0 and take[i] == 0:
+            with_ms = batch_ms(tokens + 1, requests + 1, context + rows.context[i] + 1, world)
+            if with_ms <= window_ms or requests == 0:
+                take[i] = 1
+                tokens += 1
+                requests += 1
+                context += rows.context[i] + 1
+    return batch_ms(tokens, requests, context, world)
+
+
+@njit(cache=True)
+def advance(now_s: float, rows: Rows, take: Ints, excused: NDArray[np.bool_], late: NDArray[np.bool_]) -> int:
+    """The batch `take` has ended at `now_s`: move its rows on; the first row late that is not excused, or -1."""
+    first = _NOBODY
+    for i in range(rows.left.size):
+        if take[i] == 0:
+            continue
+        must_s = min(due_s(i, rows) + rows.reserve[i], rows.deadline[i])
+        if rows.uncached[i] > 0:
+            rows.uncached[i] -= take[i]
+            rows.context[i] += take[i]
+            rows.held[i] = rows.context[i]
+            if rows.uncached[i] > 0:
+                continue
+            # A prompt computed again after a preemption carries on with its pace.
+            must_s = min(rows.first_due[i], rows.deadline[i]) if rows.paced[i] == INF else must_s
+        else:
+            rows.context[i] += 1
+            rows.held[i] = rows.context[i]
+        if rows.paced[i] == INF:
+            early_s = max(rows.slack_until[i] - now_s, 0.0)
+            lent_s = min(early_s, rows.credit[i])
+            rows.paced[i] = now_s + lent_s
+            rows.pace[i] -= lent_s / max(rows.left[i] - 1, 1)
+            rows.reserve[i] += early_s - lent_s
+        else:
+            rows.paced[i] = now_s if rows.pace[i] == INF else rows.paced[i] + rows.pace[i]
+        if now_s > must_s + _EPSILON_S:
+            late[i] = True
+            if first == _NOBODY and not excused[i]:
+                first = i
+        rows.think[i] -= 1
+        if rows.think[i] == 0:
+            rows.pace[i] = rows.answer[i]
+        rows.left[i] -= 1
+        if rows.left[i] == 0:
+            rows.held[i] = 0
+    return first
+
+
+@njit(cache=True)
+def certain(now_s: float, rows: Rows, world: World) -> bool:
+    """True where the decoders will be in time to their ends, whatever they take: nobody has a prompt left, and a
+    batch of all at their longest is short enough for every due token and every pace.
+
+    Then each batch may be one of all, and each of them finds its token due no earlier than that batch's end.
+    """
+    decoders, context, tightest_s, pace_s = 0, 0, INF, INF
+    for i in range(rows.left.size):
+        if rows.left[i] > 0:
+            if rows.uncached[i] > 0:
+                return False
+            decoders += 1
+            context += rows.context[i] + rows.left[i]
+            tightest_s = min(tightest_s, due_s(i, rows))
+            pace_s = min(pace_s, rows.pace[i])
+            if rows.think[i] > 0:
+                pace_s = min(pace_s, rows.answer[i])
+    longest_ms = batch_ms(decoders, decoders, context, world)
+    if now_s * 1e3 + longest_ms > tightest_s * 1e3 or longest_ms > pace_s * 1e3:
+        return False
+    for i in range(rows.left.size):
+        if rows.left[i] > 0 and now_s + rows.left[i] * longest_ms / 1e3 > rows.deadline[i]:
+            return False
+    return world.memory_tokens < 0 or context + decoders * (world.block_tokens - 1) <= world.memory_tokens
+
+
+@njit(cache=True)
+def foresee(
+    now_s: float, rows: Rows, world: World, excused: NDArray[np.bool_], late: NDArray[np.bool_]
+) -> tuple[int, int, float]:
+    """Run `rows` (which it changes) from `now_s` on; how that ends, for which row first, and when.
+
+    excused  rows whose lateness does not end it        late  is set for every row that was late
+    """
+    waiting = np.nonzero((rows.uncached > 0) & (rows.left > 0))[0]
+    dues = np.empty(waiting.size)
+    for k in range(waiting.size):
+        dues[k] = due_s(waiting[k], rows)
+    prompts = waiting[np.argsort(dues, kind="mergesort")]
+    take = np.zeros(rows.left.size, dtype=np.int64)
+    for _ in range(MAX_STEPS):
+        if certain(now_s, rows, world):
+            return KEPT, _NOBODY, now_s
+        ms = choose(now_s, rows, prompts, world, take)
+        if ms == 0.0:
+            for i in range(rows.left.size):
+                if rows.left[i] > 0:
+                    return NO_MEMORY, i, now_s
+            return KEPT, _NOBODY, now_s
+        if world.memory_tokens >= 0:
+            held = 0
+            for i in range(rows.left.size):
+                held += _blocks(rows.context[i] + take[i] if take[i] > 0 else rows.held[i], world)
+            if held > world.memory_tokens:
+                return NO_MEMORY, _NOBODY, now_s
+        now_s += ms / 1e3
+        first = advance(now_s, rows, take, excused, late)
+        if first != _NOBODY:
+            return LATE, first, now_s
+    return TOO_FAR, _NOBODY, now_s
