@@ -57,7 +57,7 @@ def workload(
     made: list[Program]
     if scenario is not None:
         draw = Draw(programs=programs, seed=seed, data=data, window_start_s=window, prefix_cache=prefix_cache)
-        made = at_rate(make(scenario, draw), rate or 1.0)
+        made = at_rate(make(scenario, draw), 1.0 if rate is None else rate)
     else:
         calls = read_azure(azure) if azure else read_mooncake(mooncake) if mooncake else []
         made = programs_of(preset, calls[:programs], _preset(preset))

@@ -44,7 +44,10 @@ class RunCache:
 
 @cache
 def source_digest(*modules: str) -> str:
-    """A digest of the text of `modules` and of every module of ours that they import, directly or not."""
+    """A digest of the text of `modules` and of every module of ours that they import, directly or not.
+
+    What is imported for type checking only does not count.
+    """
     texts: dict[str, str] = {}
     left = list(modules)
     while left:
@@ -59,11 +62,15 @@ def source_digest(*modules: str) -> str:
 
 def _imports(text: str) -> list[str]:
     names: list[str] = []
-    for node in ast.walk(ast.parse(text)):
+    left: list[ast.AST] = [ast.parse(text)]
+    while left:
+        node = left.pop()
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
             names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
+            left += ast.iter_child_nodes(node)
     return names
 
 

@@ -60,13 +60,14 @@ def find(folder: Path, pattern: str) -> Path:
 
 def read_azure(file: Path) -> list[Arrival]:
     """An Azure trace, by time."""
-    rows = list(_rows(file, lambda row: _azure(row["TIMESTAMP"], row["ContextTokens"], row["GeneratedTokens"])))
-    return _from_zero(rows)
+    columns = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
+    return _from_zero([_read(file, number, _azure, row) for number, row in _rows(file, columns)])
 
 
 def read_lengths(file: Path) -> list[Arrival]:
     """Summarization lengths; all arrive at 0."""
-    return list(_rows(file, lambda row: _call(0.0, row["num_prefill_tokens"], row["num_decode_tokens"])))
+    columns = ("num_prefill_tokens", "num_decode_tokens")
+    return [_read(file, number, lambda *row: _call(0.0, *row), row) for number, row in _rows(file, columns)]
 
 
 def read_mooncake(file: Path) -> list[Arrival]:
@@ -86,20 +87,29 @@ def read_mooncake(file: Path) -> list[Arrival]:
                 hits += 1
             seen.update(body.get("hash_ids", ()))
         except (ValueError, TypeError, KeyError) as error:
-            raise _wrong(file, number, error) from None
+            what = f"no field {error}" if isinstance(error, KeyError) else str(error)
+            raise ValueError(f"{file}, line {number}: {what}") from None
         cached_tokens = min(hits * MOONCAKE_BLOCK_TOKENS, call.prompt_tokens - 1)
         rows.append(replace(call, cached_tokens=cached_tokens))
     return _from_zero(rows)
 
 
-def _rows(file: Path, parse: Callable[[dict[str, str]], Arrival]) -> Iterator[Arrival]:
+def _rows(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
+    """These columns of a CSV file, row by row with their line numbers."""
     with file.open(encoding="utf-8", newline="") as lines:
         reader = csv.DictReader(lines)
+        for column in columns:
+            if column not in (reader.fieldnames or ()):
+                raise ValueError(f"{file}, line 1: no column {column!r}")
         for row in reader:
-            try:
-                yield parse(row)
-            except (ValueError, TypeError, KeyError) as error:
-                raise _wrong(file, reader.line_num, error) from None
+            yield reader.line_num, [row[column] or "" for column in columns]
+
+
+def _read(file: Path, number: int, parse: Callable[..., Arrival], row: Sequence[str]) -> Arrival:
+    try:
+        return parse(*row)
+    except ValueError as error:
+        raise ValueError(f"{file}, line {number}: {error}") from None
 
 
 def _azure(timestamp: str, prompt_tokens: str, output_tokens: str) -> Arrival:
@@ -118,8 +128,3 @@ def _call(arrival_s: float, prompt_tokens: object, output_tokens: object) -> Arr
 def _from_zero(rows: Sequence[Arrival]) -> list[Arrival]:
     start_s = min((row.arrival_s for row in rows), default=0.0)
     return sorted((replace(row, arrival_s=row.arrival_s - start_s) for row in rows), key=lambda row: row.arrival_s)
-
-
-def _wrong(file: Path, number: int, error: Exception) -> ValueError:
-    what = f"no field {error}" if isinstance(error, KeyError) else str(error)
-    return ValueError(f"{file}, line {number}: {what}")
