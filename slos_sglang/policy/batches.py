@@ -142,13 +142,15 @@ def fill(
                 free_tokens -= 1
             continue
         left = request.uncached_tokens
-        tokens = min(left, room, free_tokens)
+        # What is cached of it counts as free until it starts.
+        claimed = 0 if request.started else prefix
+        tokens = min(left, room, free_tokens - claimed)
         if not more_prompts or tokens <= 0 or (tokens < left and tokens < limits.min_chunk_tokens):
             continue
-        if not request.started and left > free_tokens:
+        if not request.started and claimed + left > free_tokens:
             continue
         filled.add(request, tokens)
-        free_tokens -= tokens
+        free_tokens -= claimed + tokens
         more_prompts = tokens == left
     filled.predicted_ms = cost.batch_ms(filled.size)
     return filled

@@ -85,7 +85,8 @@ class Scheduler:
 
     def _make_room(self, batch: Batch, memory: Memory, promised: Sequence[Request], others: Sequence[Request]) -> None:
         """Memory is short: best effort goes first, the latest arrival of each before the earlier ones."""
-        if batch.size.tokens + batch.size.requests * memory.block_tokens > memory.free_tokens:
+        claimed = sum(r.context_tokens for r, _ in batch.prefill if not r.started)
+        if claimed + batch.size.tokens + batch.size.requests * memory.block_tokens > memory.free_tokens:
             latest = [*sorted(others, key=lambda r: -r.seq), *sorted(promised, key=lambda r: -r.seq)]
             make_room(batch, memory, latest[:-1])
             batch.predicted_ms = self.cost.batch_ms(batch.size)
