@@ -41,6 +41,7 @@ SEAM = Seam(
             "run_scheduler_process": "c1bdc2fb77b68669",
         },
         "sglang.srt.managers.schedule_batch": {
+            "FINISH_ABORT": "299c244e708c0085",
             "NextBatchPlan": "d372cb7fb1d8b233",
             "Req.init_next_round_input": "0f4d809c2d006626",
             "ScheduleBatch.check_decode_mem": "3eb8e8cbc59d0e1f",

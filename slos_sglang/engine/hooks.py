@@ -16,7 +16,7 @@ from sglang.srt.managers.io_struct import GenerateReqInput
 from starlette.middleware import Middleware
 
 from slos_sglang.engine.config import SLOConfig, config_from_env
-from slos_sglang.engine.http import Exchange, SLOMiddleware, exchange_of
+from slos_sglang.engine.http import SLOMiddleware, exchange_of
 from slos_sglang.engine.plugin import ANNOUNCED_KEY
 from slos_sglang.engine.wire import NOWHERE, Refused, Source, admit, declined
 
@@ -61,11 +61,13 @@ async def generate_request(
     """Around `TokenizerManager.generate_request`: check, bound, write back; report refusals and receipts."""
     exchange = exchange_of(request)
     try:
-        if isinstance(obj, GenerateReqInput) and not _is_health_check(request):
-            await _admit(obj, request, exchange)
+        generates = isinstance(obj, GenerateReqInput) and not _is_health_check(request)
+        with_slo = generates and await _admit(obj, request)
+        if exchange is not None and not with_slo:
+            await exchange.settle()  # nothing is to be refused, nothing to be added
         async with contextlib.aclosing(original(manager, obj, request)) as outputs:
             async for out in outputs:
-                if exchange is not None:
+                if with_slo and exchange is not None:
                     await exchange.settle()
                     exchange.receipts.update(_receipts(out))
                 yield out
@@ -75,16 +77,17 @@ async def generate_request(
         raise
 
 
-async def _admit(obj: GenerateReqInput, request: Any, exchange: Exchange | None) -> None:
+async def _admit(obj: GenerateReqInput, request: Any) -> bool:
+    """True where it has an SLO, which the scheduler will then find in its parameters."""
     try:
         params = admit(obj.sampling_params, await _source(request), _config())
     except Refused:
         # The route's abort task looks for these when the answer is out; nothing was queued.
         obj.is_single, obj.rid = False, []
         raise
-    if params is obj.sampling_params and exchange is not None:
-        await exchange.settle()
+    with_slo = params is not obj.sampling_params
     obj.sampling_params = params
+    return with_slo
 
 
 def _receipts(out: dict[str, Any] | list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
@@ -122,9 +125,12 @@ def update_request_meta_info(
     finish_reason: dict[str, Any] | None,
 ) -> None:
     """Around `TokenizerManager.update_request_meta_info`: the receipt goes in as the one object it is."""
+    if RECEIPT_KEY not in customized_info:
+        original(manager, meta_info, state, customized_info, index, finish_reason)
+        return
     others = {key: values for key, values in customized_info.items() if key != RECEIPT_KEY}
     original(manager, meta_info, state, others, index, finish_reason)
-    receipt = customized_info.get(RECEIPT_KEY, {index: None})[index]
+    receipt = customized_info[RECEIPT_KEY][index]
     if receipt is not None:
         meta_info[RECEIPT_KEY] = receipt
 

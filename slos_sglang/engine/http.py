@@ -66,6 +66,7 @@ class Exchange:
         self._held: list[Message] = []
         self._whole = False  # the body is one JSON value: held until it is complete
         self._settled = False
+        self._started = False
         self._replaced = False
 
     async def settle(self) -> None:
@@ -87,8 +88,12 @@ class Exchange:
         """ASGI's `send` for the application inside."""
         if self._replaced:
             return
+        if self._settled and not self._whole and not self.receipts and not self._held and self._started:
+            await self._send(message)  # a stream without an SLO, or before its end
+            return
         self._held.append(message)
         if message["type"] == "http.response.start":
+            self._started = True
             self._whole = _header(message, b"content-type").partition(b";")[0] == b"application/json"
         last = message["type"] == "http.response.body" and not message.get("more_body", False)
         if last or (self._settled and not self._whole):

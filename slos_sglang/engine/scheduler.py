@@ -33,6 +33,7 @@ from slos_sglang.engine.wire import abort_reason
 from slos_sglang.policy.admission import Verdict
 from slos_sglang.policy.batch_time import OnlineCostModel
 from slos_sglang.policy.batches import Batch, Limits, Memory
+from slos_sglang.policy.plan import compile_ahead
 from slos_sglang.policy.request import Request
 from slos_sglang.policy.scheduler import Scheduler as Policy
 
@@ -60,12 +61,15 @@ class SLOScheduler(Scheduler):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._config = config_from_env()
+        compile_ahead()
         self._cost = OnlineCostModel()
         self._policy = Policy(
             cost=self._cost, limits=Limits(best_effort_max_wait_s=self._config.best_effort_max_wait_s)
         )
         # This step's decoders, where the plan leaves some out; None: all.
         self._decode_only: list[Req] | None = None
+        # Whether anybody about has an SLO; without, every method falls through.
+        self._watched = False
         # A decode batch that was split off for the step being run.
         self._active: ScheduleBatch | None = None
         # While SGLang forms a prefill batch: requests that come into the queue behind the decision's back.
@@ -150,7 +154,8 @@ class SLOScheduler(Scheduler):
 
     def get_new_batch_prefill(self, running_batch: ScheduleBatch) -> NextBatchPlan:
         self._queue_ready_grammars()
-        if not self._any_slo(running_batch):
+        self._watched = self._any_slo(running_batch)
+        if not self._watched:
             self.is_mixed_chunk = self._stock_mixed_chunk
             return self._prefill_pass(running_batch)
         batch = self._decide(running_batch)
@@ -160,7 +165,7 @@ class SLOScheduler(Scheduler):
         live = [*running_batch.reqs, *self.waiting_queue]
         if self.chunked_req is not None:
             live.append(self.chunked_req)
-        return any(self._tracker.state(req).constrained for req in live)
+        return any(req.slo_state.constrained for req in live)
 
     def _queue_ready_grammars(self) -> None:
         """Requests leave the grammar queue only here; SGLang's own pass may be skipped this step."""
@@ -309,8 +314,11 @@ class SLOScheduler(Scheduler):
         return ready
 
     def run_batch(self, batch: ScheduleBatch, pp_proxy_tensors: Any = None) -> Any:
-        parked = self.running_batch if self.running_batch is not batch else None
-        self._tracker.launch(batch, parked, waiting=len(self.waiting_queue), now_s=self._now_s)
+        if self._watched or self._tracker.recording:
+            parked = self.running_batch if self.running_batch is not batch else None
+            self._tracker.launch(batch, parked, waiting=len(self.waiting_queue))
+        else:
+            self._tracker.launch_unwatched(batch)
         result = super().run_batch(batch, pp_proxy_tensors)
         if batch is self._active:
             # From here on everything that runs is in one place again.

@@ -26,6 +26,8 @@ from slos_sglang.telemetry.events import EventWriter
 
 # From the scheduler through detokenizer and HTTP to the client, ms; a deadline is the client's.
 DELIVERY_MS = 6.0
+# Of the steps in which nobody has an SLO, one in so many corrects the cost model.
+_SAMPLED_EVERY = 8
 # The HTTP process's time stamp counts if it is no older than this: another machine has another clock.
 _OLDEST_ARRIVAL_S = 600.0
 
@@ -37,7 +39,6 @@ class Launched:
     reqs: list[Req]
     size: BatchSize
     predicted_ms: float
-    started_s: float
     decode: list[str] = field(default_factory=list)
     prefill: dict[str, int] = field(default_factory=dict)
     parked: list[str] = field(default_factory=list)
@@ -64,8 +65,14 @@ class Tracker:
         self._events = EventWriter(config.events_of(rank))
         self._arrivals = 0
         self._in_flight: list[Launched] = []
+        self._unwatched = 0
         self._done: Launched | None = None
         self._tick_s = 0.0
+
+    @property
+    def recording(self) -> bool:
+        """True where every step is written to the event stream."""
+        return self._events.on
 
     # Requests ---------------------------------------------------------------------------------------------------
 
@@ -127,6 +134,8 @@ class Tracker:
         state = self.state(req)
         state.started, state.uncached_tokens = True, 0
         state.context_tokens = len(req.origin_input_ids) + len(req.output_ids)
+        if state.output_tokens + state.pending < len(req.output_ids):  # it ran unwatched
+            self._count_tokens(req, self._tick_s)
         if state.left_tokens <= 1:  # it is longer than was expected
             state.left_tokens = self._lengths.expect(state)
         return state
@@ -160,13 +169,27 @@ class Tracker:
             return now_s + self._in_flight[-1].predicted_ms / 1e3
         return now_s
 
-    def launch(self, batch: ScheduleBatch, parked: ScheduleBatch | None, *, waiting: int, now_s: float) -> None:
+    def launch_unwatched(self, batch: ScheduleBatch) -> None:
+        """`batch` is about to run, and nobody about has an SLO: only the cost model looks, now and then."""
+        self._unwatched += 1
+        size = BatchSize()
+        if self._unwatched % _SAMPLED_EVERY == 0:
+            extend = batch.forward_mode.is_extend()
+            size.requests = len(batch.reqs)
+            size.tokens = sum(batch.extend_lens) if extend else size.requests
+            size.context_tokens = sum(len(r.origin_input_ids) + len(r.output_ids) for r in batch.reqs)
+            if extend and batch.chunked_req is not None:
+                size.context_tokens -= len(batch.chunked_req.origin_input_ids) - batch.chunked_req.extend_end
+        self._in_flight.append(Launched(reqs=[], size=size, predicted_ms=self._cost.batch_ms(size)))
+
+    def launch(self, batch: ScheduleBatch, parked: ScheduleBatch | None, *, waiting: int) -> None:
         """`batch` is about to run, while the decoders in `parked` sit it out."""
+        now_s = self._tick_s
         extend = batch.forward_mode.is_extend()
         new_tokens = list(batch.extend_lens) if extend else [1] * len(batch.reqs)
         decoding = {id(r) for r in batch.decoding_reqs or ()} if extend else None
         size = BatchSize()
-        launched = Launched(reqs=list(batch.reqs), size=size, predicted_ms=0.0, started_s=now_s, waiting=waiting)
+        launched = Launched(reqs=list(batch.reqs), size=size, predicted_ms=0.0, waiting=waiting)
         for req, tokens in zip(batch.reqs, new_tokens, strict=True):
             state = self.state(req)
             decodes = decoding is None or id(req) in decoding
@@ -195,16 +218,17 @@ class Tracker:
         if done is not None:
             measured_ms = (now_s - self._tick_s) * 1e3
             self._cost.observe(done.size, measured_ms)
-            self._events.step(
-                t_s=self._tick_s,
-                measured_ms=measured_ms,
-                predicted_ms=done.predicted_ms,
-                decode=done.decode,
-                prefill=done.prefill,
-                parked=done.parked,
-                waiting=done.waiting,
-                context_tokens=done.size.context_tokens,
-            )
+            if self.recording:
+                self._events.step(
+                    t_s=self._tick_s,
+                    measured_ms=measured_ms,
+                    predicted_ms=done.predicted_ms,
+                    decode=done.decode,
+                    prefill=done.prefill,
+                    parked=done.parked,
+                    waiting=done.waiting,
+                    context_tokens=done.size.context_tokens,
+                )
             for req in done.reqs:
                 self.state(req).pending = 0
                 if not req.finished():
@@ -227,8 +251,10 @@ class Tracker:
         if state is None:
             return None  # SGLang refused it before it was queued
         now_s = time.perf_counter()
-        self._count_tokens(req, now_s)
-        state.finish(now_s)
+        if state.constrained:
+            self._count_tokens(req, now_s)
+            state.finish(now_s)
+        state.output_tokens = len(req.output_ids)
         if not isinstance(req.finished_reason, FINISH_ABORT):
             self._lengths.finished(state)
         answer = receipt(state, now_s) if state.constrained else None

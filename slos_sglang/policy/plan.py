@@ -22,7 +22,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from slos_sglang.policy.batch_time import CostModel
+from slos_sglang.policy.batch_time import CostModel, Piece
 from slos_sglang.policy.batches import Limits, Memory
 from slos_sglang.policy.request import INF, Request
 
@@ -388,3 +388,13 @@ def foresee(
         if first != _NOBODY:
             return LATE, first, now_s
     return TOO_FAR, _NOBODY, now_s
+
+
+def compile_ahead() -> None:
+    """Compile everything here (seconds, once a machine), so that no step of a server has to wait for it."""
+    request = Request(rid="", seq=0, arrival_s=0.0, uncached_tokens=1, left_tokens=2)
+    rows = rows_of([request])
+    world = world_of(CostModel(Piece(const_ms=1.0)), Limits(), Memory())
+    nobody = np.zeros(1, dtype=np.bool_)
+    choose(0.0, rows, np.zeros(1, dtype=np.int64), world, np.zeros(1, dtype=np.int64))
+    foresee(0.0, rows, world, nobody, nobody.copy())

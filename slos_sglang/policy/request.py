@@ -93,15 +93,16 @@ class Request:
     pending: int = 0
     due_s: float = INF
 
+    # True where it asks for some target.
+    constrained: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.constrained = self.slo is not None and self.slo.constrained
+
     @property
     def standard(self) -> bool:
         """True where the targets are promised."""
         return self.tier == "standard"
-
-    @property
-    def constrained(self) -> bool:
-        """True where it asks for some target."""
-        return self.slo is not None and self.slo.constrained
 
     def undecided(self, now_s: float) -> bool:
         """True while admission is to be asked: it is new, or was declined and has lost nothing yet."""

@@ -26,6 +26,7 @@ def req(slo: dict[str, Any] | None = None, *, prompt: int = 5, **custom: Any) ->
         output_ids=[],
         sampling_params=SimpleNamespace(custom_params=slo and {"slo": slo, **custom}, max_new_tokens=8),
         extend_end=prompt,
+        finished_reason=None,
         finished=lambda: False,
     )
 
@@ -39,7 +40,7 @@ def step(tracked: Tracker, *reqs: SimpleNamespace, now_s: float, token: int = 7)
         chunked_req=None,
         extend_lens=None,
     )
-    tracked.launch(batch, None, waiting=0, now_s=now_s)  # type: ignore[arg-type]
+    tracked.launch(batch, None, waiting=0)  # type: ignore[arg-type]
     for each in reqs:
         each.output_ids.append(token)
     tracked.processed()
