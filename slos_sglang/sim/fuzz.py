@@ -73,7 +73,7 @@ def draw(seed: int, policies: Sequence[str] = tuple(POLICIES)) -> Case:
         replicas=rng.choice((2, 3)) if policy == "distserve" else rng.choice((1, 1, 1, 2, 3)),
         pieces=_pieces(rng),
         belief=rng.choice((1.0, 1.0, 0.8, 1.25, None)),
-        memory_tokens=int((largest + block_tokens) * rng.choice((1.0, 1.5, 3, 30))),
+        memory_tokens=int((largest + block_tokens) * rng.choice((1.0, 1.3, 3, 30))),
         block_tokens=block_tokens,
         noise=rng.choice((0.0, 0.1, 0.5)),
         lengths=rng.choice(("oracle", "estimated", 0.5, 2.0)),
@@ -133,8 +133,8 @@ def _stages(rng: random.Random) -> tuple[Stage, ...]:
     stages: list[Stage] = []
     context = 0
     for _ in range(rng.choice((1, 1, 1, 2, 4))):
-        prompt = context + rng.randint(1, rng.choice((20, 900)))
-        output = rng.randint(1, rng.choice((4, 80)))
+        prompt = context + rng.randint(1, rng.choice((20, 200, 900)))
+        output = rng.randint(1, rng.choice((4, 60, 300)))
         thinking = rng.random() < 0.2
         name, target = rng.choice(tuple(_TARGETS.items()))
         stages.append(

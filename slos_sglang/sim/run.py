@@ -110,7 +110,7 @@ def simulate(
     wire           the targets that a stage is sent with
     trace, timed   record every step and verdict; record what decisions took
 
-    Raises `ValueError` where a stage could never fit into memory.
+    Raises `ValueError` where a stage could never fit into memory, or a program is aborted that is not offered.
     """
     return _Simulation(
         programs,
@@ -179,6 +179,8 @@ class _Simulation:
             self.push(program.arrival_s, _Kind.ARRIVAL, (program, 0))
         by_id = {program.id: program for program in self.programs}
         for abort in aborts:
+            if abort.program not in by_id:
+                raise ValueError(f"program {abort.program!r} of an abort is not among those offered")
             self.push(abort.at_s, _Kind.ABORT, by_id[abort.program])
         now_s = 0.0
         events = self.events
