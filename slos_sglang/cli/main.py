@@ -9,10 +9,12 @@ import sys
 
 import typer
 
+from slos_sglang.cli.capacity import capacity
 from slos_sglang.cli.demo import demo
 from slos_sglang.cli.doctor import doctor
 from slos_sglang.cli.run import run
 from slos_sglang.cli.serve import PASS_THROUGH, serve
+from slos_sglang.cli.simulate import simulate
 from slos_sglang.cli.tiny_model import tiny_model
 from slos_sglang.cli.workload import workload
 
@@ -34,6 +36,8 @@ app.command("doctor")(doctor)
 app.command("demo")(demo)
 app.command("run")(run)
 app.command("workload")(workload)
+app.command("simulate")(simulate)
+app.command("capacity")(capacity)
 app.command("serve", context_settings=PASS_THROUGH)(serve)
 
 
