@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from slos_sglang.measure.bound import Bound, capacity_bound
@@ -17,13 +17,17 @@ from slos_sglang.measure.cache import RunCache, source_digest
 from slos_sglang.measure.capacity import Capacity, Rule, find_capacity
 from slos_sglang.measure.result import Percentiles, RunResult, summarize
 from slos_sglang.policy.cost_models import NamedCostModel
+from slos_sglang.sim.ablations import ABLATIONS
 from slos_sglang.sim.baselines import POLICIES
 from slos_sglang.sim.baselines.distserve import DistServe
 from slos_sglang.sim.replica import Policy
 from slos_sglang.sim.run import Lengths, Run, simulate
-from slos_sglang.workloads.program import Program
+from slos_sglang.slo import OnDecline, WireSLO
+from slos_sglang.workloads.program import Program, Stage
 from slos_sglang.workloads.scenarios import Draw, at_rate
 from slos_sglang.workloads.scenarios import scenario as make
+
+KNOWN: Mapping[str, Callable[..., Policy]] = {**POLICIES, **ABLATIONS}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +40,7 @@ class Experiment:
     replicas  servers like the model; programs go round
     lengths   what policies know of output lengths (see `simulate`)
     noise     sigma of a log-normal factor on every step's time
+    rejects   a declined stage is refused at once, instead of being served with what is left over
     """
 
     policy: str
@@ -47,10 +52,11 @@ class Experiment:
     replicas: int = 1
     lengths: Lengths = "estimated"
     noise: float = 0.0
+    rejects: bool = False
 
     def __post_init__(self) -> None:
-        if self.policy not in POLICIES:
-            raise ValueError(f"policy must be one of {', '.join(POLICIES)}, not {self.policy!r}")
+        if self.policy not in KNOWN:
+            raise ValueError(f"policy must be one of {', '.join(KNOWN)}, not {self.policy!r}")
         if self.replicas < 1:
             raise ValueError(f"replicas must be at least 1, not {self.replicas!r}")
         if not 0 <= self.noise < 1:
@@ -66,7 +72,7 @@ class Experiment:
     def policies(self) -> list[Policy]:
         """A fresh policy for each replica. Raises `ValueError` for an option that the policy has not."""
         try:
-            return [POLICIES[self.policy](cost=self.model.cost(), **self.options) for _ in range(self.replicas)]
+            return [KNOWN[self.policy](cost=self.model.cost(), **self.options) for _ in range(self.replicas)]
         except TypeError as error:
             raise ValueError(f"options of policy {self.policy!r}: {error}") from None
 
@@ -91,6 +97,7 @@ class Experiment:
             lengths=self.lengths,
             noise=self.noise,
             seed=seed,
+            wire=partial(_wire, on_decline="reject" if self.rejects else "best_effort"),
             route=policies[0].route() if isinstance(policies[0], DistServe) else None,
             trace=trace,
             timed=timed,
@@ -122,6 +129,7 @@ class Experiment:
             "draw": draw if self.programs is None else None,
             "lengths": self.lengths,
             "noise": self.noise,
+            "rejects": self.rejects,
         }
 
     def result(self, rate_req_s: float, seed: int, cache: RunCache | None = None) -> RunResult:
@@ -183,6 +191,11 @@ class Experiment:
 def mean_rate_req_s(programs: Sequence[Program]) -> float:
     """Programs a second from 0 to the last arrival; their number where that is at 0."""
     return len(programs) / (programs[-1].arrival_s or 1.0)
+
+
+def _wire(program: Program, stage: Stage, *, on_decline: OnDecline) -> WireSLO | None:
+    slo = replace(stage.wire(program.id), on_decline=on_decline)
+    return slo if slo.constrained else None
 
 
 @lru_cache(maxsize=32)

@@ -100,6 +100,23 @@ def at_rate(programs: Iterable[Program], rate_req_s: float) -> list[Program]:
     return [replace(program, arrival_s=program.arrival_s / rate_req_s) for program in programs]
 
 
+def at_rates(programs: Iterable[Program], phases: Sequence[tuple[float, float]]) -> list[Program]:
+    """Programs made at one a second, arriving at a rate that changes: `phases` of (seconds, programs a second).
+
+    The last phase goes on for as long as there are programs. Raises `ValueError` unless all are positive.
+    """
+    if not phases or any(not (seconds > 0 and rate_req_s > 0) for seconds, rate_req_s in phases):
+        raise ValueError(f"phases must be pairs of seconds and programs a second greater than 0, not {phases!r}")
+    stretched, left = [], list(phases)
+    start_s, offered = 0.0, 0.0
+    for program in programs:
+        while len(left) > 1 and program.arrival_s - offered > left[0][0] * left[0][1]:
+            seconds, rate_req_s = left.pop(0)
+            start_s, offered = start_s + seconds, offered + seconds * rate_req_s
+        stretched.append(replace(program, arrival_s=start_s + (program.arrival_s - offered) / left[0][1]))
+    return stretched
+
+
 def programs_of(app: str, calls: Sequence[Arrival], slo: SLO) -> list[Program]:
     """One program of one stage, both called `app`, for each call. Raises `ValueError` where there is none."""
     if not calls:

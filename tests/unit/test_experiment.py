@@ -7,8 +7,7 @@ import pytest
 from slos_sglang.measure.cache import RunCache
 from slos_sglang.policy.batch_time import Piece
 from slos_sglang.policy.cost_models import COST_MODELS, NamedCostModel
-from slos_sglang.sim.baselines import POLICIES
-from slos_sglang.sim.experiment import Experiment
+from slos_sglang.sim.experiment import KNOWN, Experiment
 from slos_sglang.sim.explain import explain, lines
 from slos_sglang.workloads.program import Program, Stage
 from slos_sglang.workloads.scenarios import Draw
@@ -33,7 +32,7 @@ def given(*programs, **changes):
     return Experiment(**{"policy": "vllm", "scenario": "given", "model": PLAIN, "programs": programs, **changes})
 
 
-@pytest.mark.parametrize("policy", [name for name in POLICIES if name != "distserve"])
+@pytest.mark.parametrize("policy", [name for name in KNOWN if name != "distserve"])
 def test_the_same_experiment_gives_the_same_result(policy):
     experiment = replace(TOOLS, policy=policy)
     first = experiment.result(1.0, 3)
@@ -57,6 +56,7 @@ def test_a_key_names_everything_a_run_depends_on():
         replace(TOOLS, lengths="estimated"),
         replace(TOOLS, lengths=2.0),
         replace(TOOLS, noise=0.1),
+        replace(TOOLS, rejects=True),
     ]
     keys = [key, TOOLS.key(1.1, 0), TOOLS.key(1.0, 1), *(other.key(1.0, 0) for other in others)]
     assert all(a != b for n, a in enumerate(keys) for b in keys[:n])
@@ -158,3 +158,17 @@ def test_thinking_has_deadlines_of_its_own():
         pytest.approx(0.110 + 5 * 0.021 + 4 * 0.042),
         pytest.approx(0.110 + 5 * 0.021 + 5 * 0.042),
     ]
+
+
+def test_ablations_take_one_idea_away():
+    programs = tuple(one_stage(f"p{n}", 0.0, 300, ttft_slowdown=1.5, tpot_ms=500) for n in range(3))
+    full, admits_all, rejects = (
+        given(*programs, policy=policy, rejects=rejects, lengths="oracle")
+        for policy, rejects in (("slos", False), ("slos_admits_all", False), ("slos", True))
+    )
+    results = [experiment.result(1.0, 0) for experiment in (full, admits_all, rejects)]
+    assert [r.declined for r in results] == [2, 0, 2]
+    assert [r.finished for r in results] == [3, 3, 1]
+    fixed = given(*programs, policy="slos_fixed_batch", options={"budget_tokens": 40}, lengths="oracle")
+    steps = fixed.simulate(None, trace=True).steps
+    assert max(sum(tokens for _, tokens in s.prefill) + len(s.decode) for s in steps) == 40

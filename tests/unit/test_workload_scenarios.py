@@ -1,11 +1,12 @@
 """Scenarios: the statistics of the paper's tables, rates that only stretch time, seeds, readers of traces."""
 
 import statistics
+from dataclasses import replace
 
 import pytest
 
 from slos_sglang.slo import presets
-from slos_sglang.workloads.scenarios import SCENARIOS, TOOL_CALLS, Draw, at_rate, programs_of, scenario
+from slos_sglang.workloads.scenarios import SCENARIOS, TOOL_CALLS, Draw, at_rate, at_rates, programs_of, scenario
 from slos_sglang.workloads.traces import data_dir, read_azure, read_mooncake
 
 try:
@@ -87,6 +88,19 @@ def test_programs_arrive_at_the_rate_in_order_and_like_before(name):
     fast = at_rate(programs, 4.0)
     assert [p.stages for p in fast] == [p.stages for p in programs]
     assert [p.arrival_s for p in fast] == pytest.approx([at / 4 for at in arrivals])
+
+
+def test_rates_that_change_bring_a_burst():
+    """2 a second for 10 s, 20 a second for 5 s, then 1 a second: the 20th, 120th and 125th at 10, 15 and 20 s."""
+    base = scenario("toolllm", Draw(programs=130))
+    even = [replace(program, arrival_s=float(number)) for number, program in enumerate(base)]
+    burst = at_rates(even, [(10, 2), (5, 20), (1, 1)])
+    assert [burst[n].arrival_s for n in (1, 20, 120, 125)] == pytest.approx([0.5, 10, 15, 20])
+    assert [p.stages for p in burst] == [p.stages for p in base]
+    assert [p.arrival_s for p in at_rates(base, [(3, 4.0)])] == pytest.approx([p.arrival_s for p in at_rate(base, 4.0)])
+    for wrong in ([], [(0, 1)], [(1, -1)]):
+        with pytest.raises(ValueError, match="phases must be"):
+            at_rates(base, wrong)
 
 
 @needs_data
