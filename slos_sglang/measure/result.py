@@ -103,7 +103,8 @@ class Percentiles(BaseModel):
 class RunResult(BaseModel):
     """One run of one policy under one workload; rates are programs a second, shares are of all offered.
 
-    `declined` and `best_effort` count programs with at least one such stage; `stage_attainment` (token rule)
+    `declined` and `best_effort` count programs with at least one such stage; `attainment_admitted` is the share (token
+    rule) of the programs without a best-effort stage, None where there is none. `stage_attainment` (token rule)
     and `stage_attainment_mean_tpot` are per stage name, over the stages that were sent. `tokens_per_s` counts
     output. `decisions` and `decision_us` are 0 and empty where the policy could not be observed.
     """
@@ -121,6 +122,7 @@ class RunResult(BaseModel):
     best_effort: int
     attainment: float
     attainment_mean_tpot: float
+    attainment_admitted: float | None = None
     goodput_req_s: float
     ttft_ms: Percentiles
     tpot_ms: Percentiles
@@ -157,6 +159,7 @@ def summarize(
     for stage in stages:
         by_name.setdefault(stage.name, []).append(stage)
     attained = sum(program.attained for program in programs)
+    admitted = [program for program in programs if not any(stage.best_effort for stage in program.stages)]
     tpots = [mean_tpot_ms(stage.token_s) for stage in stages]
     return RunResult(
         policy=policy,
@@ -170,6 +173,7 @@ def summarize(
         best_effort=sum(any(stage.best_effort for stage in program.stages) for program in programs),
         attainment=attained / len(programs),
         attainment_mean_tpot=sum(program.attained_mean_tpot for program in programs) / len(programs),
+        attainment_admitted=_share([program.attained for program in admitted]) if admitted else None,
         goodput_req_s=attained / wall_s,
         ttft_ms=Percentiles.of([(s.token_s[0] - s.arrival_s) * 1e3 for s in stages if s.token_s]),
         tpot_ms=Percentiles.of([tpot for tpot in tpots if tpot is not None]),

@@ -45,6 +45,12 @@ def test_every_offered_program_is_in_the_denominator():
     assert result.tokens_per_s == pytest.approx(1.5)
 
 
+def test_the_admitted_have_a_denominator_of_their_own():
+    late, left_over = program("late", (0.3,)), program("left over", best_effort=True)
+    assert result_of([program("good"), late, left_over]).attainment_admitted == 0.5
+    assert result_of([left_over]).attainment_admitted is None
+
+
 def test_all_stages_of_a_program_must_hold():
     act, late = program("act").stages[0], program("final", (0.3,)).stages[0]
     result = result_of(
