@@ -3,9 +3,10 @@
     python benchmarks/guarantee.py --seeds 5000           every seed's random load in the simulator, about 10 minutes
     python benchmarks/guarantee.py --curve --seeds 60     the share kept over cost-model errors and wrong lengths
 
-Loads: `slos_sglang.sim.promises`. The curve's errors are log-normal factors on every step's time, unknown to the policy,
-which believes in the model's mean ("fixed") or corrects it by the steps it sees ("online"). Lengths are what the policy
-knows of outputs: exactly times a factor, or its own estimate. Writes benchmarks/results/guarantee.json, each run its part.
+Loads: `slos_sglang.sim.promises`. The curve's errors are log-normal factors on every step's time, unknown to the
+policy, which believes in the model's mean ("fixed") or corrects it by the steps it sees ("online"). Lengths are what
+the policy knows of outputs: exactly times a factor, or its own estimate. Writes benchmarks/results/guarantee.json, each
+run its part.
 """
 
 from __future__ import annotations

@@ -35,6 +35,8 @@ KEPT, LATE, NO_MEMORY, TOO_FAR = 0, 1, 2, 3
 # An output nobody can bound is planned as if it ended here; its pace is kept all the same.
 FORESEEN_TOKENS = 4096
 MAX_STEPS = 4000
+# The cap on batches leaves room beside what every step costs, however slow the machine.
+_ROOM_FOR_WORK = 1.5
 # Sums of binary fractions: a token exactly on its due time is on time.
 _EPSILON_S = 1e-7
 _NOBODY = -1
@@ -125,12 +127,13 @@ def copy_of(rows: Rows) -> Rows:
 def world_of(cost: CostModel, limits: Limits, memory: Memory, *, margin: float = 1.0) -> World:
     """The bounds and costs of batches, every batch taking `margin` times its prediction."""
     pieces = cost.pieces
+    const_ms = max(p.const_ms * margin for p in pieces)
     return World(
         tokens_ms=np.array([p.tokens_ms * margin for p in pieces]),
         requests_ms=np.array([p.requests_ms * margin for p in pieces]),
         context_ms=np.array([p.context_ms * margin for p in pieces]),
         const_ms=np.array([p.const_ms * margin for p in pieces]),
-        max_batch_ms=float(limits.max_batch_ms),
+        max_batch_ms=max(float(limits.max_batch_ms), _ROOM_FOR_WORK * const_ms),
         rides_ahead=float(limits.rides_ahead),
         min_chunk_tokens=limits.min_chunk_tokens,
         memory_tokens=memory.capacity_tokens,

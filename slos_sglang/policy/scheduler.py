@@ -80,6 +80,8 @@ class Scheduler:
         batch = chosen.batch(self.cost)
         if others:
             batch = self._with_others(chosen, batch, others, memory)
+        if not batch.size.requests:
+            return self._left_over(now_s, everyone, memory)
         self._make_room(batch, memory, promised, others)
         return batch
 
@@ -111,7 +113,7 @@ class Scheduler:
         return filled
 
     def _left_over(self, now_s: float, others: Sequence[Request], memory: Memory) -> Batch:
-        """Nothing is promised: everybody else gets all of it, in batches that let a newcomer in soon."""
+        """Nothing promised can run: everybody else gets all of it, in batches that let a newcomer in soon."""
         self._turn_owed = False
         limits = self.limits
         prompts = any(r.uncached_tokens for r in others)

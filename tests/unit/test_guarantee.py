@@ -64,3 +64,18 @@ def test_a_cached_prefix_takes_memory_when_its_prompt_starts() -> None:
     cost = CostModel(Piece(tokens_ms=0.1, const_ms=10))
     run = simulate(programs, [Scheduler(cost=cost)], cost, memory_tokens=1000, block_tokens=1)
     assert [call.outcome for call in run.calls] == ["finished"] * 3 and not broken(run)
+
+
+def test_a_step_that_costs_more_than_the_cap_still_runs() -> None:
+    """Every step takes 70 ms, batches are to take 60: neither a promised prompt without a TTFT nor best effort waits
+    for ever, and what the pace allows is promised.
+    """
+    program = Program(
+        id="a",
+        arrival_s=0.0,
+        app="a",
+        stages=(Stage(name="a", prompt_tokens=600, output_tokens=20, tpot_ms=100.0),),
+    )
+    cost = CostModel(Piece(tokens_ms=0.1, const_ms=70))
+    run = simulate([program], [Scheduler(cost=cost)], cost, memory_tokens=1000)
+    assert run.calls[0].admitted and not broken(run)
