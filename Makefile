@@ -5,7 +5,7 @@ PYTHON ?= $(or $(call runs,python3.11),$(call runs,python3.12),$(call runs,pytho
 BIN := .venv/bin
 CODE := slos_sglang patches programs
 
-.PHONY: demo test test-fast test-e2e lint bench clean
+.PHONY: demo test test-fast test-e2e lint bench bench-paper clean
 
 demo: .venv/.stamp
 	$(BIN)/slos-sglang demo
@@ -27,6 +27,11 @@ bench: .venv/.stamp
 	$(BIN)/python benchmarks/mixed_load.py
 	$(BIN)/python benchmarks/throughput.py
 	$(BIN)/python benchmarks/cost_model.py
+	$(BIN)/python benchmarks/report.py
+
+# Simulated; ARGS=--quick takes under five minutes.
+bench-paper: .venv/.stamp
+	$(BIN)/python benchmarks/paper.py $(ARGS)
 	$(BIN)/python benchmarks/report.py
 
 clean:

@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from paper_report import paper_section
 from workload import TIERS, TIGHT
 
 RESULTS, PAGE = Path("benchmarks/results"), Path("docs/RESULTS.md")
@@ -110,6 +111,7 @@ SECTIONS = (
     ("Mixed load against stock scheduling", "mixed_load", mixed_load_section),
     ("Throughput without SLOs", "throughput", throughput_section),
     ("Cost model", "cost_model", cost_model_section),
+    ("The paper's evaluation, simulated", "paper", paper_section),
 )
 
 

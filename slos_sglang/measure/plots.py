@@ -1,6 +1,6 @@
 """Figures of an evaluation, from plain numbers; nothing here runs or measures anything.
 
-What must stay true: a series looks the same in every figure of a set (its colour goes by its name's place in `ORDER`),
+What must stay true: a series looks the same in every figure of a set (`COLOURS` has its colour and its place),
 and the same numbers give the same picture.
 """
 
@@ -14,30 +14,19 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-ORDER = (
-    "slos",
-    "slos, estimated",
-    "qoserve",
-    "edf",
-    "vllm",
-    "vllm_v1",
-    "sarathi",
-    "sglang",
-    "sglang_mixed",
-    "distserve",
-)
-_COLOURS = (
-    "#1E9E57",
-    "#8FD0A9",
-    "#8E3B8A",
-    "#C77FC2",
-    "#2F6DB5",
-    "#86B0E0",
-    "#E39A2D",
-    "#D6322B",
-    "#E98D89",
-    "#8B939C",
-)
+COLOURS = {
+    "slos": "#1E9E57",
+    "slos, estimated": "#8FD0A9",
+    "slos, admitted": "#5E7F6B",
+    "qoserve": "#8E3B8A",
+    "edf": "#C77FC2",
+    "vllm": "#2F6DB5",
+    "vllm_v1": "#86B0E0",
+    "sarathi": "#E39A2D",
+    "sglang": "#D6322B",
+    "sglang_mixed": "#E98D89",
+    "distserve": "#8B939C",
+}
 _INK = "#22272E"
 Series = Mapping[str, Sequence[tuple[float, float]]]
 
@@ -54,7 +43,7 @@ def bars(
         points = [(at, value) for at, value in enumerate(values[name]) if value is not None]
         ax.bar([at - 0.4 + (number + 0.5) * width for at, _ in points], [v for _, v in points], width, **_style(name))
     ax.set_xticks(range(len(groups)), groups)
-    ax.set_title(title)
+    ax.set_title(title, fontsize=9)
     ax.set_ylabel(unit)
     _save(figure, axes, file)
 
@@ -70,7 +59,7 @@ def curves(
             ax.plot([a for a, _ in series[name]], [b for _, b in series[name]], marker=".", **_style(name))
         if mark_x is not None:
             ax.axvline(mark_x, color=_INK, linewidth=0.6, linestyle=":")
-        ax.set_title(title)
+        ax.set_title(title, fontsize=9)
         ax.set_xlabel(x)
         ax.set_ylabel(y)
         ax.set_ylim(bottom=0)
@@ -78,11 +67,17 @@ def curves(
 
 
 def time_series(
-    file: Path, panels: Mapping[str, Series], *, marks: Mapping[str, float], burst_s: tuple[float, float]
+    file: Path,
+    panels: Mapping[str, Series],
+    *,
+    marks: Mapping[str, float],
+    log: Sequence[str],
+    burst_s: tuple[float, float],
 ) -> None:
     """Panels over time, one below the other, each titled with its unit.
 
     marks    a horizontal line in a panel: a target
+    log      panels with a logarithmic scale
     burst_s  when the burst came, shaded
     """
     figure, axes = _figure(len(panels), 1, height=2.1 * len(panels))
@@ -92,8 +87,11 @@ def time_series(
         if title in marks:
             ax.axhline(marks[title], color=_INK, linewidth=0.6, linestyle=":")
         ax.axvspan(*burst_s, color="#E39A2D", alpha=0.15, linewidth=0)
-        ax.set_title(title)
-        ax.set_ylim(bottom=0)
+        ax.set_title(title, fontsize=9)
+        if title in log:
+            ax.set_yscale("log")
+        else:
+            ax.set_ylim(bottom=0)
     axes[-1].set_xlabel("arrival, s")
     _save(figure, axes, file)
 
@@ -110,7 +108,6 @@ def _figure(rows: int, columns: int, *, height: float) -> tuple[Figure, list[Axe
         ax.grid(axis="y", linewidth=0.4, alpha=0.5)
         ax.spines[["top", "right"]].set_visible(False)
         ax.tick_params(labelsize=8)
-        ax.title.set_fontsize(9)
     return figure, flat
 
 
@@ -132,8 +129,9 @@ def _save(figure: Figure, axes: Sequence[Axes], file: Path) -> None:
 
 
 def _ordered(names: Mapping[str, Any]) -> list[str]:
-    return sorted(names, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
+    places = list(COLOURS)
+    return sorted(names, key=lambda name: (places.index(name) if name in COLOURS else len(places), name))
 
 
 def _style(name: str) -> dict[str, Any]:
-    return {"label": name, "color": _COLOURS[ORDER.index(name)] if name in ORDER else _INK}
+    return {"label": name, "color": COLOURS.get(name, _INK)}

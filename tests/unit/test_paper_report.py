@@ -1,0 +1,100 @@
+"""The page and the figures of the simulated evaluation, from records made by hand."""
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+
+CAPACITIES = {
+    ("chatbot", "vllm", ""): 1.0,
+    ("chatbot", "sarathi", "512"): 0.5,
+    ("chatbot", "sarathi", "2048"): 2.0,
+    ("chatbot", "slos", ""): 4.0,
+    ("coder", "vllm", ""): 1.0,
+    ("coder", "sarathi", "512"): 0.25,
+    ("coder", "sarathi", "2048"): 0.5,
+    ("coder", "slos", ""): 8.0,
+}
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    return importlib.import_module
+
+
+def record(section, scenario, label, **found):
+    options = {"budget_tokens": found.pop("budget")} if found.get("budget") else {}
+    config = {"options": options, "cost_model": "opt-13b-a100-tp2", "draw": {"window_start_s": None}}
+    found.pop("budget", None)
+    return {"section": section, "scenario": scenario, "label": label, "gpus": 2, "config": config, **found}
+
+
+def capacity(section, scenario, label, per_gpu, budget=""):
+    found = {"rate_req_s": 2 * per_gpu, "by_seed_req_s": [2 * per_gpu], "low_req_s": None, "high_req_s": None}
+    bounds = {"kv_req_s": 20.0, "tier_req_s": 32.0}
+    return record(section, scenario, label, capacity=found, budget=budget, **bounds)
+
+
+def all_records():
+    yield from (capacity("capacity", *key[:2], per_gpu, key[2]) for key, per_gpu in CAPACITIES.items())
+    yield from (capacity("mean", *key[:2], per_gpu, key[2]) for key, per_gpu in CAPACITIES.items())
+    yield from (capacity("held_out", *key[:2], per_gpu, key[2]) for key, per_gpu in CAPACITIES.items())
+    runs = [
+        {"rate_req_s": 8.0 * f, "attainment": 0.9 / f, "goodput_req_s": 7.0, "attainment_admitted": 0.99}
+        for f in (1.0, 1.5, 3.0)
+    ]
+    for label in ("slos", "vllm"):
+        yield record("overload", "chatbot", label, runs=runs)
+        bins = [
+            {"at_s": at, "offered": n, "attainment": a, "ttft_p99_ms": 100.0, "tpot_p99_ms": None}
+            for at, n, a in ((17.5, 2, 1.0), (20.0, 10, 0.2), (22.5, 30, 0.6), (25.0, 2, 1.0))
+        ]
+        yield record("burst", "chatbot", label, all=bins, admitted=bins[:1])
+    yield capacity("ablations", "coder", "all ideas", 2.0)
+    yield capacity("ablations", "coder", "no admission", 1.0)
+
+
+DATA = {"quick": False, "seeds": 1, "minutes": 12.3, "command": "python benchmarks/paper.py"}
+
+
+def test_ratios_are_to_the_better_of_the_tuned_and_geometric(bench):
+    page = bench("paper_report").paper_section({**DATA, "records": list(all_records())})
+    assert "| chatbot | 4.000 | 1.000 | 0.500 | 2.000 (2048) | 10.00 | 40% |" in page
+    # 4 / 2 and 8 / 1: their geometric mean is 4. Over vLLM 4 and 8, over a budget of 512 8 and 32.
+    assert "| better of vllm and tuned sarathi | 2.00x | 8.00x | **4.00x** |" in page
+    assert "| vllm | 4.00x | 8.00x | **5.66x** |" in page
+    assert "| sarathi 512 | 8.00x | 32.00x | **16.00x** |" in page
+    # Beside a held-out ratio stands the one of the loads that were tuned on.
+    assert "| coder | opt-13b-a100-tp2 | another seed | 8.000 | 1.000 | 0.250 | 0.500 | 8.00x | 8.00x |" in page
+    assert "| no admission | 1.000 (0.50x) |" in page
+    assert "Attainment of all offered at 1.5 times" in page
+    assert "| chatbot | 0.60 | 0.60 | 0.990 |" in page
+    # 10 programs at 0.2 and 30 at 0.6 came in the burst.
+    assert "| slos | 0.50 | 1.00 |" in page
+    assert "| slos, admitted | – | – |" in page
+    assert "Quick run" not in page
+    assert "With a prefix cache" not in page
+
+
+def test_the_page_has_the_section_once_it_was_measured(bench, tmp_path):
+    report = bench("report")
+    assert report.page(tmp_path).count(report.NOT_YET.strip()) == len(report.SECTIONS)
+    text = json.dumps({**DATA, "records": list(all_records())})
+    (tmp_path / "paper.json").write_text(text, encoding="utf-8")
+    assert "better of vllm and tuned sarathi" in report.page(tmp_path)
+
+
+def test_every_measured_figure_is_drawn_and_alike(bench, tmp_path):
+    draw = bench("paper_figures").draw
+    for folder in ("a", "b"):
+        draw({**DATA, "records": list(all_records())}, tmp_path / folder)
+    first, second = (sorted((tmp_path / folder).iterdir()) for folder in ("a", "b"))
+    assert [file.name for file in first] == ["burst.png", "capacity.png", "goodput.png", "overload.png"]
+    assert [file.read_bytes() for file in first] == [file.read_bytes() for file in second]
+
+
+def test_a_plan_names_only_known_sections(bench):
+    paper = bench("paper")
+    assert {name for name, _, _ in bench("paper_report").SECTIONS} == {"capacity", *paper.LATER}
