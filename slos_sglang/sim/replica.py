@@ -13,16 +13,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from time import perf_counter
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from slos_sglang.measure.result import Outcome
-from slos_sglang.policy.admission import Verdict
 from slos_sglang.policy.batch_time import BatchSize, CostModel, OnlineCostModel
 from slos_sglang.policy.batches import Batch, Limits, Memory
 from slos_sglang.policy.lengths import LengthEstimator
 from slos_sglang.policy.request import Request
 from slos_sglang.sim.memory import KVMemory
 from slos_sglang.workloads.program import Program, Stage
+
+if TYPE_CHECKING:
+    from slos_sglang.policy.admission import Verdict
 
 # How often the estimate of an output's length is asked for again.
 REFINE_EVERY_TOKENS = 16

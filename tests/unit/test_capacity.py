@@ -154,3 +154,9 @@ def test_at_a_target_below_1_the_dearest_programs_are_given_up():
     for wrong, says in (({"target": 0}, "target"), ({"programs": []}, "programs")):
         with pytest.raises(ValueError, match=says):
             capacity_bound(wrong.pop("programs", programs), model, **wrong)
+
+
+def test_a_change_of_admission_leaves_the_runs_of_others_standing():
+    others = ("slos_sglang.sim.run", "slos_sglang.sim.baselines.vllm")
+    assert source_digest(*others) != source_digest(*others, "slos_sglang.policy.admission")
+    assert source_digest(*others) == source_digest(*others, "slos_sglang.policy.batches")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from slos_sglang.policy.admission import Verdict
 from slos_sglang.policy.batch_time import CostModel
 from slos_sglang.policy.batches import Batch, Limits, Memory
 from slos_sglang.policy.request import Request
+
+if TYPE_CHECKING:
+    from slos_sglang.policy.admission import Verdict
 
 
 @dataclass(kw_only=True)
