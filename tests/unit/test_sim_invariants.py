@@ -13,6 +13,7 @@ from slos_sglang.sim.baselines import POLICIES
 from slos_sglang.sim.baselines.sarathi import Sarathi
 from slos_sglang.sim.baselines.vllm import VLLM
 from slos_sglang.sim.fuzz import check, draw, main
+from slos_sglang.sim.run import Lengths
 from slos_sglang.workloads.program import Program, Stage
 
 COST = CostModel(Piece(tokens_ms=1.0, const_ms=10.0))
@@ -165,6 +166,41 @@ def test_timing_and_tracing_change_nothing() -> None:
     assert seen() == seen(timed=True) == seen(trace=True)
     timed = simulate(load, [VLLM(cost=COST)], COST, memory_tokens=200, timed=True)
     assert len(timed.decision_s) >= timed.steps_run
+
+
+def test_lengths_are_known_to_the_simulator_only_unless_it_is_told_to_tell() -> None:
+    def left(output_tokens: int, lengths: Lengths) -> list[int]:
+        seen = []
+
+        def look(batch: Batch, decoding: Sequence[Request], waiting: Sequence[Request]) -> Batch:
+            seen.extend(r.left_tokens for r in (*decoding, *waiting))
+            return batch
+
+        simulate(
+            [program("A", output_tokens=output_tokens)],
+            [Broken(look)],
+            COST,
+            memory_tokens=100,
+            lengths=lengths,
+            max_tokens=64,
+        )
+        return seen
+
+    assert left(3, "oracle") == [3, 2, 1]
+    assert left(4, 0.5) == [2, 1, 1, 1]
+    assert left(3, "estimated") == left(30, "estimated")[:3] == [64, 63, 62]
+
+
+def test_estimates_learn_from_the_calls_that_ended() -> None:
+    load = [program(str(i), at_s=i * 1.0, output_tokens=12) for i in range(20)]
+    told: list[int] = []
+
+    def look(batch: Batch, decoding: Sequence[Request], waiting: Sequence[Request]) -> Batch:
+        told.extend(r.left_tokens for r in waiting)
+        return batch
+
+    simulate(load, [Broken(look)], COST, memory_tokens=100, lengths="estimated", max_tokens=64)
+    assert told[0] == 64 and told[-1] == 12
 
 
 def test_noise_has_a_stream_of_its_own_for_each_replica() -> None:
