@@ -40,6 +40,7 @@ def test_the_same_experiment_gives_the_same_result(policy):
     assert (first.policy, first.scenario, first.offered, first.seed) == (policy, "toolllm", 12, 3)
     assert first.decisions > 0 and first.decision_us.p50 is None
     assert experiment.result(1.0, 4) != first
+    assert replace(experiment, noise=0.1).result(1.0, 3).ttft_ms != first.ttft_ms
 
 
 def test_a_key_names_everything_a_run_depends_on():

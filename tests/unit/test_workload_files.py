@@ -1,6 +1,7 @@
 """Workload files: what was written comes back, and whatever is wrong is told with file, line, field and value."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -104,3 +105,12 @@ def test_the_wire_form_carries_the_targets():
     wire = THINKS.stages[0].wire("p18")
     assert (wire.program, wire.stage, wire.ttft_ms, wire.think_tpot_ms) == ("p18", "answer", 500, 50)
     assert wire.think_end == "</think>"
+
+
+def test_the_example_of_the_documentation_is_read(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "simulation.md").read_text(encoding="utf-8")
+    example = page.split("```json\n")[1].split("```")[0]
+    file = tmp_path / "w.jsonl"
+    file.write_text(example.replace("\n", " "), encoding="utf-8")
+    (program,) = read_workload(file)
+    assert [stage.name for stage in program.stages] == ["act", "final"]

@@ -66,6 +66,7 @@ def test_tool_programs_are_conversations():
         assert {(s.name, s.tpot_ms) for s in loops} <= {("act", 50)}
         assert (final.name, final.tpot_ms, final.after_s) == ("final", 100, 0)
         for before, stage in zip(program.stages, program.stages[1:], strict=False):
+            assert stage.prompt_tokens >= before.prompt_tokens
             assert 0 < stage.cached_tokens <= before.prompt_tokens + before.output_tokens
     gaps = sorted(s.after_s for p in programs for s in p.stages[:-1])
     assert gaps[len(gaps) // 2] == pytest.approx(0.3, rel=0.1)
@@ -110,7 +111,10 @@ def test_seed_0_is_the_trace_as_recorded_and_others_deal_it_anew():
     lengths = [[p.stages[0].prompt_tokens for p in programs] for programs in (recorded, dealt)]
     assert lengths[0] != lengths[1]
     assert sorted(lengths[0]) == sorted(lengths[1])
-    assert len(scenario("coder", Draw(programs=1200))) == 1200
+    again = scenario("coder", Draw(programs=1200))
+    arrivals = [p.arrival_s for p in again]
+    assert arrivals == sorted(arrivals)
+    assert len(again) == 1200 and 1100 < arrivals[-1] <= 1200
     other = scenario("coder", Draw(window_start_s=0))
     assert len(other) == 455
 
