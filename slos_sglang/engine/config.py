@@ -53,8 +53,9 @@ class SLOConfig(BaseModel):
 
     default_slo             targets of a request that brings none; None: best effort
     classes                 bounds on what clients may ask for
-    best_effort_max_wait_s  ageing bound: a best-effort request that waited this long for its next token is served
-                            as if that token were due
+    best_effort_max_wait_s  ageing bound: while a best-effort request has waited this long for its next token, the
+                            oldest of them is due at least once in so long, and nothing new is promised until it had
+                            its turn
     events                  a file that receives one JSON line a scheduler step and request (timelines); None: off.
                             Tensor-parallel rank 0 writes it; with `{rank}` in its name every rank writes its own
     """

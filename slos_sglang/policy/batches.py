@@ -14,12 +14,17 @@ from enum import IntEnum
 from slos_sglang.policy.batch_time import BatchSize, CostModel
 from slos_sglang.policy.request import Request
 
+# The cap on batches in steps without any work: their share of the time is then at most a sixth where load is high.
+MAX_BATCH = 6.0
+_ROOM_FOR_WORK = 1.5
+
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
     """Bounds on batches.
 
-    max_batch_ms            longest batch while prompts wait, so that a newcomer soon gets its turn
+    max_batch_ms            longest batch while prompts wait, so that a newcomer soon gets its turn; None: `MAX_BATCH`
+                            times what a step costs before any work
     best_effort_fill        share of the time to the earliest due token up to which others may stretch a batch
     best_effort_max_wait_s  ageing: best effort that was not served for so long is due; nothing is promised meanwhile
     min_chunk_tokens        a smaller chunk is not worth a row, unless it completes its prompt
@@ -28,12 +33,19 @@ class Limits:
                             tokens, which repay it by their end: it allows longer batches and still keeps the mean TPOT
     """
 
-    max_batch_ms: float = 60.0
+    max_batch_ms: float | None = None
     best_effort_fill: float = 0.1
     best_effort_max_wait_s: float = 5.0
     min_chunk_tokens: int = 16
     rides_ahead: float = 10.0
     credit_share: float = 0.2
+
+    def longest_ms(self, cost: CostModel) -> float:
+        """The longest batch while prompts wait; there is room in it beside what every step costs."""
+        const_ms = cost.const_ms
+        if self.max_batch_ms is None:
+            return MAX_BATCH * const_ms
+        return max(self.max_batch_ms, _ROOM_FOR_WORK * const_ms)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,9 +121,8 @@ def _order(request: Request, now_s: float, limits: Limits, *, turn: bool) -> tup
         stand = Standing.LOST
     elif request.constrained and not request.lost(now_s):
         stand = Standing.HOPEFUL
-    prompt = request.uncached_tokens > 0
     first = request.due_s if stand in (Standing.LOST, Standing.HOPEFUL) else request.arrival_s
-    return (stand, prompt, first, request.seq)
+    return (stand, request.uncached_tokens > 0, first, request.seq)
 
 
 def fill(

@@ -28,6 +28,7 @@ from slos_sglang.policy.request import INF, Request
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+Flags = NDArray[np.bool_]
 
 # How a foreseen future ends: in time, a token late, memory short, or too far away to tell.
 KEPT, LATE, NO_MEMORY, TOO_FAR = 0, 1, 2, 3
@@ -35,8 +36,6 @@ KEPT, LATE, NO_MEMORY, TOO_FAR = 0, 1, 2, 3
 # An output nobody can bound is planned as if it ended here; its pace is kept all the same.
 FORESEEN_TOKENS = 4096
 MAX_STEPS = 4000
-# The cap on batches leaves room beside what every step costs, however slow the machine.
-_ROOM_FOR_WORK = 1.5
 # Sums of binary fractions: a token exactly on its due time is on time.
 _EPSILON_S = 1e-7
 _NOBODY = -1
@@ -127,13 +126,12 @@ def copy_of(rows: Rows) -> Rows:
 def world_of(cost: CostModel, limits: Limits, memory: Memory, *, margin: float = 1.0) -> World:
     """The bounds and costs of batches, every batch taking `margin` times its prediction."""
     pieces = cost.pieces
-    const_ms = max(p.const_ms * margin for p in pieces)
     return World(
         tokens_ms=np.array([p.tokens_ms * margin for p in pieces]),
         requests_ms=np.array([p.requests_ms * margin for p in pieces]),
         context_ms=np.array([p.context_ms * margin for p in pieces]),
         const_ms=np.array([p.const_ms * margin for p in pieces]),
-        max_batch_ms=max(float(limits.max_batch_ms), _ROOM_FOR_WORK * const_ms),
+        max_batch_ms=limits.longest_ms(cost) * margin,
         rides_ahead=float(limits.rides_ahead),
         min_chunk_tokens=limits.min_chunk_tokens,
         memory_tokens=memory.capacity_tokens,
@@ -291,7 +289,7 @@ def choose(now_s: float, rows: Rows, prompts: Ints, world: World, take: Ints) ->
 
 
 @njit(cache=True)
-def advance(now_s: float, rows: Rows, take: Ints, excused: NDArray[np.bool_], late: NDArray[np.bool_]) -> int:
+def advance(now_s: float, rows: Rows, take: Ints, excused: Flags, late: Flags) -> int:
     """The batch `take` has ended at `now_s`: move its rows on; the first row late that is not excused, or -1."""
     first = _NOBODY
     for i in range(rows.left.size):
@@ -358,9 +356,7 @@ def certain(now_s: float, rows: Rows, world: World) -> bool:
 
 
 @njit(cache=True)
-def foresee(
-    now_s: float, rows: Rows, world: World, excused: NDArray[np.bool_], late: NDArray[np.bool_]
-) -> tuple[int, int, float]:
+def foresee(now_s: float, rows: Rows, world: World, excused: Flags, late: Flags) -> tuple[int, int, float]:
     """Run `rows` (which it changes) from `now_s` on; how that ends, for which row first, and when.
 
     excused  rows whose lateness does not end it        late  is set for every row that was late

@@ -96,19 +96,19 @@ class Scheduler:
     def _with_others(self, chosen: _Chosen, batch: Batch, others: Sequence[Request], memory: Memory) -> Batch:
         """`batch` with others beside it, where that breaks no promise."""
         limits, now_s = self.limits, chosen.now_s
-        may_turn = now_s >= self._last_turn_s + limits.best_effort_max_wait_s
-        turn = may_turn and any(aged(r, now_s, limits) for r in others)
-        self._turn_owed = False
-        fill_ms = min(chosen.slack_ms, limits.max_batch_ms) * (1.0 if turn else limits.best_effort_fill)
-        within_ms = max(fill_ms / self.cost.margin, batch.predicted_ms)
+        margin = self.cost.margin
+        oldest = min(others, key=lambda r: (not aged(r, now_s, limits), r.seq))
+        turn = now_s >= self._last_turn_s + limits.best_effort_max_wait_s and aged(oldest, now_s, limits)
+        fill_ms = min(chosen.slack_ms, limits.longest_ms(self.cost)) * (1.0 if turn else limits.best_effort_fill)
+        within_ms = max(fill_ms / margin, batch.predicted_ms)
         free = memory.free_tokens - batch.size.tokens
         filled = fill(batch, now_s, others, self.cost, limits, within_ms=within_ms, free_tokens=free, turn=turn)
-        if filled.size.requests == batch.size.requests:
-            return batch
-        if not chosen.safe(filled.predicted_ms * self.cost.margin):
-            self._turn_owed = turn
-            return batch
-        if turn:
+        fits = filled.size.requests > batch.size.requests
+        if fits and not chosen.safe(filled.predicted_ms * margin, batch.predicted_ms * margin):
+            fits, filled = False, batch
+        had = fits and (oldest in filled.decode or any(r is oldest for r, _ in filled.prefill))
+        self._turn_owed = turn and not had
+        if turn and had:
             self._last_turn_s = now_s
         return filled
 
@@ -118,7 +118,7 @@ class Scheduler:
         limits = self.limits
         prompts = any(r.uncached_tokens for r in others)
         turn = any(aged(r, now_s, limits) for r in others)
-        within_ms = limits.max_batch_ms if prompts else _NO_BOUND_MS
+        within_ms = limits.longest_ms(self.cost) if prompts else _NO_BOUND_MS
         free = memory.free_tokens
         batch = fill(Batch(), now_s, others, self.cost, limits, within_ms=within_ms, free_tokens=free, turn=turn)
         if not batch.size.requests and others:
@@ -160,11 +160,19 @@ class _Chosen:
         due_s = min((r.due_s for r in self._promised if not r.uncached_tokens), default=INF)
         return (due_s - self.now_s) * 1e3
 
-    def safe(self, took_ms: float) -> bool:
-        """Will every promise be kept if the step takes `took_ms`?"""
+    def safe(self, took_ms: float, alone_ms: float) -> bool:
+        """Will every promise be kept if the step takes `took_ms`, or at least each that `alone_ms` would keep?"""
         nobody = np.zeros(len(self._promised), dtype=np.bool_)
+        if self._kept_after(took_ms, excused=nobody):
+            return True
+        late = nobody.copy()
+        kept = self._kept_after(alone_ms, excused=~nobody, late=late)
+        return not kept or (bool(late.any()) and self._kept_after(took_ms, excused=late))
+
+    def _kept_after(self, took_ms: float, *, excused: plan.Flags, late: plan.Flags | None = None) -> bool:
+        late = np.zeros_like(excused) if late is None else late
         after = plan.copy_of(self._rows)
         end_s = self.now_s + took_ms / 1e3
-        if plan.advance(end_s, after, self._take, nobody, nobody.copy()) >= 0:
+        if plan.advance(end_s, after, self._take, excused, late) >= 0:
             return False
-        return bool(plan.foresee(end_s, after, self._world, nobody, nobody.copy())[0] == plan.KEPT)
+        return bool(plan.foresee(end_s, after, self._world, excused, late)[0] == plan.KEPT)

@@ -93,7 +93,7 @@ def test_what_a_receipt_says_is_what_a_client_sees() -> None:
 
 
 def test_best_effort_never_starves() -> None:
-    """Promised work alone fills the server for 20 s; the few best-effort calls still move on by the ageing bound."""
+    """Promised work alone could fill the server for 20 s; the oldest best effort has its turn all the same."""
     rng = random.Random(0)
     tight = WireSLO(ttft_ms=400, tpot_ms=40)
     calls = [call(f"s{i}", i / 25, rng.randint(50, 400), 30) for i in range(500)]
@@ -106,8 +106,9 @@ def test_best_effort_never_starves() -> None:
         lengths="estimated",
         noise=0.05,
         wire=lambda program, stage: tight if program.id.startswith("s") else None,
+        trace=True,
     )
-    for one in run.calls:
-        if one.program.id.startswith("b"):
-            times = [one.request.arrival_s, *one.token_s]
-            assert max(b - a for a, b in pairwise(times)) < 4
+    standard = {one.request.rid for one in run.calls if one.request.standard}
+    ran = [(step.start_s, {*step.decode, *(rid for rid, _ in step.prefill)}) for step in run.steps]
+    served_s = [at_s for at_s, who in ran if not who <= standard]
+    assert len(served_s) > 20 and max(b - a for a, b in pairwise(served_s)) < 2
