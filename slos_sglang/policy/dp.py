@@ -1,0 +1,172 @@
+"""Which newcomers are worth most together: the dynamic program over deadlines (paper, section 2).
+
+Prompts are taken in the order of their deadlines. From one accepted prompt to the next the prefill budget grows by PB*
+beside the decoders there are by then and shrinks by the prompt; it must never be negative, KV must suffice for all to
+their ends, and the decoders must be able to keep their pace for good. Newcomers may be skipped, promises may not.
+
+What must stay true: `best` finds the most value that any set brings for which `feasible` holds. Both are estimates of
+what batches will do (decoders never end here, phases are forgotten, paces are rounded down to four tiers): a proposal
+for the exact simulation, not a promise.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from slos_sglang.policy.plan import World
+from slos_sglang.policy.prefill_budget import TOO_MANY, Decoders, prefill_budget
+
+MAX_TIERS = 4
+# Beyond this more states are not worth their time: the simulation alone decides.
+MAX_STATES = 2000
+# A prompt that nobody waits for is due by then.
+HORIZON_MS = 10_000.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """A prompt to compute, by `due_ms` from now, and the decoder it becomes.
+
+    tokens    of prefill, whatever else its row costs included     memory_tokens  KV at its end
+    pace_ms   from one of its output tokens to the next; inf: any  mandatory      promised already
+    """
+
+    due_ms: float
+    tokens: int
+    memory_tokens: int
+    pace_ms: float
+    value: float = 1.0
+    mandatory: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """What a choice among the prompts so far leaves: `chosen` is the last of them, with the state before it."""
+
+    value: float
+    memory_tokens: int
+    budget_tokens: int
+    chosen: int = -1
+    before: _State | None = None
+
+    def covers(self, other: _State) -> bool:
+        """Nothing that `other` can become is better than what this can."""
+        return (
+            self.value >= other.value
+            and self.memory_tokens <= other.memory_tokens
+            and self.budget_tokens >= other.budget_tokens
+        )
+
+    def set(self) -> tuple[int, ...]:
+        """The numbers of all that were chosen."""
+        return (*(self.before.set() if self.before else ()), self.chosen) if self.chosen >= 0 else ()
+
+
+# The last accepted prompt's due time, and how many decode in each tier.
+_Key = tuple[float, tuple[int, ...]]
+
+
+@dataclass(kw_only=True)
+class Choice:
+    """Prompts to choose from beside `running` decoders (their paces, ms), who hold `held_tokens` of KV to their ends.
+
+    context_tokens  KV that a decoder attends to, on average
+    """
+
+    prompts: Sequence[Prompt]
+    running: Sequence[float]
+    held_tokens: int
+    context_tokens: int
+    world: World
+    _budgets: dict[tuple[float, tuple[int, ...]], int] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._order = sorted(range(len(self.prompts)), key=lambda number: (self.prompts[number].due_ms, number))
+        self._tiers = tiers((*self.running, *(prompt.pace_ms for prompt in self.prompts)))
+        self._paces_ms = np.array(self._tiers, dtype=np.float64)
+        counts = [0] * len(self._tiers)
+        for pace_ms in self.running:
+            self._count(counts, pace_ms)
+        self._first: _Key = (0.0, tuple(counts))
+
+    def best(self) -> tuple[int, ...] | None:
+        """The set of prompts of most value, the promised ones included; None where even those are too much, or where
+        there are more than `MAX_STATES` to look at.
+        """
+        states = {self._first: [_State(0.0, self.held_tokens, 0)]}
+        looked_at = 0
+        for number in self._order:
+            kept: dict[_Key, list[_State]] = {} if self.prompts[number].mandatory else dict(states)
+            for key, front in states.items():
+                looked_at += len(front)
+                for state in front:
+                    taken = self._take(key, state, number)
+                    if taken is not None:
+                        kept[taken[0]] = _pareto(kept.get(taken[0], []), taken[1])
+            if looked_at > MAX_STATES:
+                return None
+            states = kept
+        ends = [state for front in states.values() for state in front]
+        if not ends:
+            return None
+        return tuple(sorted(max(ends, key=lambda s: (s.value, s.budget_tokens, -s.memory_tokens)).set()))
+
+    def feasible(self, chosen: Iterable[int]) -> bool:
+        """Can these prompts be promised together? The promised ones have to be among them."""
+        wanted = set(chosen)
+        key, state = self._first, _State(0.0, self.held_tokens, 0)
+        for number in self._order:
+            if number in wanted:
+                taken = self._take(key, state, number)
+                if taken is None:
+                    return False
+                key, state = taken
+        return all(number in wanted for number, prompt in enumerate(self.prompts) if prompt.mandatory)
+
+    def _take(self, key: _Key, state: _State, number: int) -> tuple[_Key, _State] | None:
+        """The state with prompt `number` as well, or None where that is not feasible."""
+        prompt = self.prompts[number]
+        memory_tokens = state.memory_tokens + prompt.memory_tokens
+        if 0 <= self.world.memory_tokens < memory_tokens:
+            return None
+        before_ms, counts = key
+        due_ms = min(max(prompt.due_ms, 0.0), HORIZON_MS)
+        more_tokens = self._budget(due_ms - before_ms, counts)
+        budget_tokens = state.budget_tokens + more_tokens - prompt.tokens
+        if more_tokens == TOO_MANY or budget_tokens < 0:
+            return None
+        decoders = list(counts)
+        self._count(decoders, prompt.pace_ms)
+        after = (due_ms, tuple(decoders))
+        if self._budget(0.0, after[1]) == TOO_MANY:
+            return None
+        return after, _State(state.value + prompt.value, memory_tokens, budget_tokens, number, state)
+
+    def _budget(self, within_ms: float, counts: tuple[int, ...]) -> int:
+        key = (within_ms, counts)
+        if key not in self._budgets:
+            decoders = Decoders(np.array(counts, dtype=np.int64), self._paces_ms, self.context_tokens)
+            self._budgets[key] = prefill_budget(within_ms, decoders, self.world)
+        return self._budgets[key]
+
+    def _count(self, counts: list[int], pace_ms: float) -> None:
+        if pace_ms < float("inf"):
+            counts[bisect_right(self._tiers, pace_ms) - 1] += 1
+
+
+def tiers(paces_ms: Iterable[float]) -> tuple[float, ...]:
+    """At most `MAX_TIERS` paces to which all of `paces_ms` can be rounded down; unpaced ones (inf) are in none."""
+    distinct = sorted({pace for pace in paces_ms if pace < float("inf")})
+    count = min(len(distinct), MAX_TIERS)
+    return tuple(distinct[len(distinct) * k // count] for k in range(count))
+
+
+def _pareto(front: Sequence[_State], state: _State) -> list[_State]:
+    """`front` with `state`, without those that another one covers."""
+    if any(other.covers(state) for other in front):
+        return list(front)
+    return [*(other for other in front if not state.covers(other)), state]
