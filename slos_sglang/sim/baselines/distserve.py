@@ -4,7 +4,8 @@ Source: DistServe (OSDI'24), sections 3 and 4. A prompt goes to the prefill inst
 first come, first served in batches of whole prompts, and its KV then moves to the decode instance with the fewest
 requests, which takes it when it has room; until then it stays where it is. The transfer is free here: DistServe places
 the two so that it is hidden. What a decode instance must recompute it recomputes itself. Count replicas by the ratio:
-of every `prefill + decode`, the first `prefill` compute prompts. Capacity is per GPU of all of them.
+of every `prefill + decode`, the first `prefill` compute prompts. Capacity is per GPU of all of them; compare it with
+other policies on as many replicas, because where rates only stretch time a burst weighs less on more servers.
 """
 
 from __future__ import annotations
