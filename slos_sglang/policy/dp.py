@@ -14,6 +14,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -43,8 +44,7 @@ class Prompt:
     mandatory: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class _State:
+class _State(NamedTuple):
     """What a choice among the prompts so far leaves: `chosen` is the last of them, with the state before it."""
 
     value: float
@@ -68,6 +68,13 @@ class _State:
 
 # The last accepted prompt's due time, and how many decode in each tier.
 _Key = tuple[float, tuple[int, ...]]
+
+
+class _Step(NamedTuple):
+    """Where taking a prompt leads, and by how many tokens the budget changes on the way."""
+
+    key: _Key
+    tokens: int
 
 
 @dataclass(kw_only=True)
@@ -103,10 +110,11 @@ class Choice:
             kept: dict[_Key, list[_State]] = {} if self.prompts[number].mandatory else dict(states)
             for key, front in states.items():
                 looked_at += len(front)
-                for state in front:
-                    taken = self._take(key, state, number)
-                    if taken is not None:
-                        kept[taken[0]] = _pareto(kept.get(taken[0], []), taken[1])
+                step = self._step(key, number)
+                if step is not None:
+                    taken = [after for state in front if (after := self._take(state, number, step))]
+                    if taken:
+                        kept[step.key] = _pareto((*kept.get(step.key, ()), *taken))
             if looked_at > MAX_STATES:
                 return None
             states = kept
@@ -121,30 +129,34 @@ class Choice:
         key, state = self._first, _State(0.0, self.held_tokens, 0)
         for number in self._order:
             if number in wanted:
-                taken = self._take(key, state, number)
-                if taken is None:
+                step = self._step(key, number)
+                after = step and self._take(state, number, step)
+                if step is None or after is None:
                     return False
-                key, state = taken
+                key, state = step.key, after
         return all(number in wanted for number, prompt in enumerate(self.prompts) if prompt.mandatory)
 
-    def _take(self, key: _Key, state: _State, number: int) -> tuple[_Key, _State] | None:
-        """The state with prompt `number` as well, or None where that is not feasible."""
-        prompt = self.prompts[number]
-        memory_tokens = state.memory_tokens + prompt.memory_tokens
-        if 0 <= self.world.memory_tokens < memory_tokens:
-            return None
+    def _step(self, key: _Key, number: int) -> _Step | None:
+        """From `key` to prompt `number`; None where decoders could not keep their pace on the way or with it."""
         before_ms, counts = key
+        prompt = self.prompts[number]
         due_ms = min(max(prompt.due_ms, 0.0), HORIZON_MS)
         more_tokens = self._budget(due_ms - before_ms, counts)
-        budget_tokens = state.budget_tokens + more_tokens - prompt.tokens
-        if more_tokens == TOO_MANY or budget_tokens < 0:
+        after = list(counts)
+        self._count(after, prompt.pace_ms)
+        crowd = tuple(after)
+        if more_tokens == TOO_MANY or self._budget(0.0, crowd) == TOO_MANY:
             return None
-        decoders = list(counts)
-        self._count(decoders, prompt.pace_ms)
-        after = (due_ms, tuple(decoders))
-        if self._budget(0.0, after[1]) == TOO_MANY:
+        return _Step((due_ms, crowd), more_tokens - prompt.tokens)
+
+    def _take(self, state: _State, number: int, step: _Step) -> _State | None:
+        """The state with prompt `number` as well, or None where memory or time are short."""
+        prompt = self.prompts[number]
+        memory_tokens = state.memory_tokens + prompt.memory_tokens
+        budget_tokens = state.budget_tokens + step.tokens
+        if budget_tokens < 0 or 0 <= self.world.memory_tokens < memory_tokens:
             return None
-        return after, _State(state.value + prompt.value, memory_tokens, budget_tokens, number, state)
+        return _State(state.value + prompt.value, memory_tokens, budget_tokens, number, state)
 
     def _budget(self, within_ms: float, counts: tuple[int, ...]) -> int:
         key = (within_ms, counts)
@@ -165,8 +177,10 @@ def tiers(paces_ms: Iterable[float]) -> tuple[float, ...]:
     return tuple(distinct[len(distinct) * k // count] for k in range(count))
 
 
-def _pareto(front: Sequence[_State], state: _State) -> list[_State]:
-    """`front` with `state`, without those that another one covers."""
-    if any(other.covers(state) for other in front):
-        return list(front)
-    return [*(other for other in front if not state.covers(other)), state]
+def _pareto(states: Iterable[_State]) -> list[_State]:
+    """Those that no other one covers."""
+    front: list[_State] = []
+    for state in sorted(states, key=lambda s: (-s.value, s.memory_tokens, -s.budget_tokens)):
+        if not any(other.covers(state) for other in front):
+            front.append(state)
+    return front
