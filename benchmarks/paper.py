@@ -252,8 +252,7 @@ class Bench:
                 "lengths doubled": self.experiment(name, "slos", lengths=2.0),
                 **{f"steps vary by {n:.0%}": self.experiment(name, "slos", noise=n) for n in NOISE},
             }
-            top = best(capacities, name, "slos")["capacity"]["rate_req_s"]
-            jobs += [Job(section="ablations", label=label, experiment=e, hint_req_s=top) for label, e in found.items()]
+            jobs += [Job(section="ablations", label=label, experiment=e) for label, e in found.items()]
         return self.run("ablations", search, jobs)
 
     def replicas(self) -> list[Record]:

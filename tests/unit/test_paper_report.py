@@ -95,6 +95,28 @@ def test_every_measured_figure_is_drawn_and_alike(bench, tmp_path):
     assert [file.read_bytes() for file in first] == [file.read_bytes() for file in second]
 
 
-def test_a_plan_names_only_known_sections(bench):
+@pytest.mark.parametrize("quick", [True, False])
+def test_every_section_plans_what_its_table_needs(bench, monkeypatch, quick):
     paper = bench("paper")
-    assert {name for name, _, _ in bench("paper_report").SECTIONS} == {"capacity", *paper.LATER}
+    planned = []
+    monkeypatch.setattr(paper.Bench, "run", lambda self, title, work, jobs: planned.extend(jobs) or [])
+    monkeypatch.setattr(paper, "scenario", lambda name, draw: [])
+    plan = paper.Bench(quick=quick, seeds=(0, 1), progress=None, pool=None)
+    names = ("chatbot", "coder", "summarizer", "mixed", "toolllm", "reasoning")
+    labels = {"slos": {}, "vllm": {}, "sarathi": {"budget_tokens": "2048"}, "sglang": {}, "qoserve": {}}
+    tops = [capacity("capacity", name, label, 1.0) for name in names for label in labels]
+    for top in tops:
+        top["config"]["options"] = labels[top["label"]]
+    plan.capacity()
+    for section in paper.LATER.values():
+        section(plan, tops)
+    assert {name for name, _, _ in bench("paper_report").SECTIONS} == {job.section for job in planned}
+    for section in ("capacity", "mean", "overload"):
+        assert {job.experiment.scenario for job in planned if job.section == section} == set(names)
+    tuned = [job.experiment.options for job in planned if (job.section, job.label) == ("overload", "sarathi")]
+    assert tuned == [{"budget_tokens": 2048}] * 6
+    overload = next(job for job in planned if job.section == "overload")
+    assert {1.0, 1.5, 3.0} <= {rate / 2 for rate in overload.rates_req_s}
+    held_out = [job for job in planned if job.section == "held_out"]
+    assert all(job.seeds == (11,) for job in held_out)
+    assert not any(job.experiment.draw.prefix_cache for job in planned if job.section not in ("cache", "burst"))
