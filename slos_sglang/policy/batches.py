@@ -25,7 +25,8 @@ class Limits:
 
     max_batch_ms            longest batch while prompts wait, so that a newcomer soon gets its turn; None: `MAX_BATCH`
                             times what a step costs before any work
-    best_effort_fill        share of the time to the earliest due token up to which others may stretch a batch
+    best_effort_fill        share of the time to the earliest due token up to which others may stretch a batch, unless
+                            a promise was refused in the last `pressed_s` seconds: then they only have their turns
     best_effort_max_wait_s  ageing: best effort that was not served for so long is due; nothing is promised meanwhile
     min_chunk_tokens        a smaller chunk is not worth a row, unless it completes its prompt
     rides_ahead             decoders ride in a batch that come due within so many batches after it; others may not
@@ -34,7 +35,8 @@ class Limits:
     """
 
     max_batch_ms: float | None = None
-    best_effort_fill: float = 0.1
+    best_effort_fill: float = 0.6
+    pressed_s: float = 5.0
     best_effort_max_wait_s: float = 5.0
     min_chunk_tokens: int = 16
     rides_ahead: float = 10.0

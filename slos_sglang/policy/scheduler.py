@@ -32,6 +32,7 @@ class Scheduler:
     asked_per_step: int = 4
     _last_turn_s: float = -math.inf
     _turn_owed: bool = False
+    _refused_s: float = -math.inf
 
     def admit(
         self,
@@ -62,6 +63,7 @@ class Scheduler:
             if verdict.admitted:
                 request.admit()
             else:
+                self._refused_s = self._refused_s if request.judged else now_s
                 request.decline()
             verdicts.append((request, verdict))
         return verdicts
@@ -99,8 +101,9 @@ class Scheduler:
         margin = self.cost.margin
         oldest = min(others, key=lambda r: (not aged(r, now_s, limits), r.seq))
         turn = now_s >= self._last_turn_s + limits.best_effort_max_wait_s and aged(oldest, now_s, limits)
-        fill_ms = min(chosen.slack_ms, limits.longest_ms(self.cost)) * (1.0 if turn else limits.best_effort_fill)
-        within_ms = max(fill_ms / margin, batch.predicted_ms)
+        pressed = now_s < self._refused_s + limits.pressed_s
+        share = 1.0 if turn else 0.0 if pressed else limits.best_effort_fill
+        within_ms = max(min(chosen.slack_ms, limits.longest_ms(self.cost)) * share / margin, batch.predicted_ms)
         free = memory.free_tokens - batch.size.tokens
         filled = fill(batch, now_s, others, self.cost, limits, within_ms=within_ms, free_tokens=free, turn=turn)
         fits = filled.size.requests > batch.size.requests
