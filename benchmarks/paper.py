@@ -16,7 +16,8 @@ Sections:
     replicas   two and four servers
     cache      tool programs with a prefix cache
 
-Runs are kept in out/paper/ under everything they depend on, so that a second call makes only those that changed.
+Runs are kept in out/paper/ under everything they depend on, so that a second call makes only those that changed;
+`--only` keeps what was found in other sections.
 Writes benchmarks/results/paper.json and figures into docs/; `python benchmarks/report.py` writes the page.
 """
 
@@ -286,11 +287,12 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few programs and policies, under 5 minutes")
     parser.add_argument("--seeds", type=int, default=2, help="seeds of the capacity section")
     parser.add_argument("--jobs", type=int, default=2, help="processes")
-    parser.add_argument("--only", nargs="*", default=[], metavar="SECTION", help="these sections beside capacity")
+    parser.add_argument("--only", nargs="*", default=[], metavar="SECTION", help="these sections and capacity")
     given = parser.parse_args()
-    sections = given.only or (["overload", "burst"] if given.quick else list(LATER))
-    if unknown := sorted(set(sections) - set(LATER)):
-        parser.error(f"unknown section {unknown[0]!r}; known: {', '.join(LATER)}")
+    if unknown := sorted(set(given.only) - {"capacity", *LATER}):
+        parser.error(f"unknown section {unknown[0]!r}; known: capacity, {', '.join(LATER)}")
+    wanted = given.only or (["overload", "burst"] if given.quick else list(LATER))
+    sections = [section for section in LATER if section in wanted]
     start_s = time.monotonic()
     with Progress(console=Console(stderr=True)) as progress, ProcessPoolExecutor(max_workers=given.jobs) as pool:
         seeds = tuple(range(1 if given.quick else given.seeds))
@@ -298,11 +300,19 @@ def main() -> None:
         records = bench.capacity()
         for section in sections:
             records += LATER[section](bench, records)
+    if given.only:
+        records += _kept(given.quick, {record["section"] for record in records})
     result = {"quick": given.quick, "seeds": len(seeds), "minutes": (time.monotonic() - start_s) / 60}
     result |= {"command": "python benchmarks/paper.py" + " --quick" * given.quick, "records": records}
     RESULT.parent.mkdir(parents=True, exist_ok=True)
     RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     draw(result, FIGURES)
+
+
+def _kept(quick: bool, measured: set[str]) -> list[Record]:
+    """What the last call of the same kind found in other sections."""
+    last = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {"quick": quick, "records": []}
+    return [record for record in last["records"] if record["section"] not in measured and last["quick"] == quick]
 
 
 def _only(records: Sequence[Record]) -> list[Record]:

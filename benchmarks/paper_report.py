@@ -54,7 +54,7 @@ def _capacity(found: Sequence[Record], records: Sequence[Record]) -> str:
         )
         spread = f" Mean of {len(first['by_seed_req_s'])} seeds; 95 % of slos within {width:.0%} or less."
     note = "\n*Bound*: the smaller of what KV memory and what the tightest TPOT leave (`measure/bound.py`)." + spread
-    return _table(head, rows) + note + "\n\n![capacity](capacity.png)\n\n" + _ratios(found)
+    return _table(head, rows) + note + "\n\n" + _figure("capacity") + "\n" + _ratios(found)
 
 
 def _ratios(found: Sequence[Record]) -> str:
@@ -125,7 +125,7 @@ def _overload(found: Sequence[Record], records: Sequence[Record]) -> str:
             f"Attainment of all offered at {factor:g} times slos's capacity:\n\n"
             + _table(["scenario", *labels, "slos, of the admitted"], rows)
         )
-    return "\n".join([*parts, "![attainment](overload.png)\n\n![goodput](goodput.png)\n"])
+    return "\n".join([*parts, _figure("overload"), _figure("goodput", section="overload")])
 
 
 def _burst(found: Sequence[Record], records: Sequence[Record]) -> str:
@@ -136,7 +136,7 @@ def _burst(found: Sequence[Record], records: Sequence[Record]) -> str:
             rows.append(["slos, admitted", *_during_and_after(record["admitted"])])
     head = ["policy", "attainment of those that came in the burst", "after it"]
     text = "Chatbot at 0.7 of slos's capacity, and ten times the capacity from second 20 to 25.\n\n"
-    return text + _table(head, rows) + "\n![burst](burst.png)\n"
+    return text + _table(head, rows) + "\n" + _figure("burst")
 
 
 def _ablations(found: Sequence[Record], records: Sequence[Record]) -> str:
@@ -252,6 +252,10 @@ def _number(value: float | None) -> str:
 
 def _times(ratio: float | None) -> str:
     return "–" if ratio is None else f"{ratio:.2f}x"
+
+
+def _figure(name: str, *, section: str | None = None) -> str:
+    return f"![{name}]({name}.png)\n\n`python benchmarks/paper.py --only {section or name}`\n"
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

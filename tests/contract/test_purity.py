@@ -49,6 +49,7 @@ def test_slo_imports_nothing_of_ours() -> None:
         ("policy", ("engine", "sim", "cli", "lang", "measure", "telemetry")),
         ("sim", ("engine", "cli", "lang")),
         ("measure", ("engine", "cli", "lang", "sim")),
+        ("workloads", ("engine", "cli", "lang", "sim", "measure", "policy", "telemetry")),
         ("lang", ("cli", "engine.scheduler", "sim")),
         ("engine", ("cli", "sim")),
         ("telemetry", ("cli", "engine", "sim")),
