@@ -185,6 +185,12 @@ def test_distserve_never_stalls_a_decoder() -> None:
     ]
 
 
+def test_distserve_decodes_where_the_fewest_are() -> None:
+    # One instance for prompts, two for output: A goes to the first of them and is still there when B goes to the other.
+    seen = run("distserve", [call("A", 0, 20, 10), call("B", 5, 30, 2)], replicas=3, decode=2)
+    assert [c.replica for c in seen.calls] == [1, 2]
+
+
 def test_distserve_leaves_kv_where_it_is_until_there_is_room() -> None:
     # Memory for 30 each. At 50 A holds 20 of the decode instance's, and B's 11 do not fit. B's KV stays behind, so C
     # (25) finds no room at the prefill instance either. A's end at 63 lets B over, that lets C start.
@@ -207,6 +213,14 @@ def test_edf_takes_the_earlier_deadline_first() -> None:
     assert schedule(run("edf", load, max_batch_ms=30.0)) == ["0-30 A20", "30-60 B10 A10"]
 
 
+def test_a_prompt_in_progress_keeps_room_for_its_rest() -> None:
+    # Memory for 30, 10 tokens a batch. B is due earlier and would overtake A, whose other 10 tokens are set aside: 10
+    # are left for B's 20. Both half done could block each other for good.
+    load = [call("A", 0, 20, 1, ttft_ms=1000), call("B", 5, 20, 1, ttft_ms=50)]
+    seen = run("edf", load, memory_tokens=30, max_batch_ms=20.0)
+    assert schedule(seen) == ["0-20 A10", "20-40 A10", "40-60 B10", "60-80 B10"]
+
+
 def test_qoserve_fills_the_slack_of_its_decoders() -> None:
     # D's tokens are due at 100 (TTFT), 140, 180. At 20 there are 120 ms: 10 for the step, 1 for D, 109 for X. At 140
     # there are 40. From 180 on nobody decodes.
@@ -220,17 +234,14 @@ def test_qoserve_fills_the_slack_of_its_decoders() -> None:
 
 
 def test_qoserve_blends_deadline_and_length_and_relegates_the_hopeless() -> None:
-    # 50 prompt tokens a batch. H can't make its 100 ms with 200 tokens: last. A is due at 500, but has 100 tokens:
-    # 500 + 800; B has 10: 900 + 80, so B goes before A.
-    load = [call("H", 0, 200, 1, ttft_ms=100), call("A", 0, 100, 1, ttft_ms=500), call("B", 0, 10, 1, ttft_ms=900)]
+    # 50 prompt tokens a batch. H takes 70 ms alone and has 65: last, though 65 + 60 x 8 would be the first. A is due at
+    # 500, but has 100 tokens: 500 + 800; B has 10: 900 + 80, so B goes before A.
+    load = [call("H", 0, 60, 1, ttft_ms=65), call("A", 0, 100, 1, ttft_ms=500), call("B", 0, 10, 1, ttft_ms=900)]
     assert schedule(run("qoserve", load, max_chunk_tokens=50, min_chunk_tokens=16)) == [
         "0-60 B10 A40",
         "60-120 A50",
         "120-180 A10 H40",
-        "180-240 H50",
-        "240-300 H50",
-        "300-360 H50",
-        "360-380 H10",
+        "180-210 H20",
     ]
 
 
@@ -279,6 +290,14 @@ def test_a_prefix_may_go_while_its_request_waits() -> None:
     seen = run("vllm", load, memory_tokens=30, max_batch_tokens=5)
     assert schedule(seen)[3:] == ["141-156 Q5", "156-186 R20", "186-211 P15"]
     assert seen.calls[-1].request.ttft_s == pytest.approx(0.054)
+
+
+def test_the_prefix_that_was_used_last_goes_last() -> None:
+    # Memory for 30; P leaves 12 at 42, Q 5 at 65. P's second stage looks at its own at 142 and waits behind S and R. R
+    # takes 16 at 152, 4 too many: Q's go.
+    load = [CONVERSATION, call("Q", 50, 5, 1), call("S", 141, 1, 1), call("R", 141.5, 16, 1)]
+    seen = run("vllm", load, memory_tokens=30, max_batch_tokens=16)
+    assert schedule(seen)[3:] == ["50-65 Q5", "141-152 S1", "152-178 R16", "178-196 P8"]
 
 
 def test_blocks_round_up() -> None:

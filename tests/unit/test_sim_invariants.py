@@ -1,6 +1,7 @@
 """What the simulator does not let pass: policies that break a rule each, and the fuzzer that looks for more."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -14,6 +15,7 @@ from slos_sglang.sim.baselines.sarathi import Sarathi
 from slos_sglang.sim.baselines.vllm import VLLM
 from slos_sglang.sim.fuzz import check, draw, main
 from slos_sglang.sim.run import Lengths
+from slos_sglang.slo import WireSLO
 from slos_sglang.workloads.program import Program, Stage
 
 COST = CostModel(Piece(tokens_ms=1.0, const_ms=10.0))
@@ -148,12 +150,14 @@ def test_a_rejected_call_ends_its_program() -> None:
                 request.decline()
             return [(request, Verdict(admitted=False, reason="no")) for request in undecided]
 
-    def wire(offered: Program, stage: Stage) -> object:
-        slo = stage.wire(offered.id)
-        return type(slo)(ttft_ms=slo.ttft_ms, on_decline="reject")
+    def wire(offered: Program, stage: Stage) -> WireSLO:
+        return replace(stage.wire(offered.id), on_decline="reject")
 
-    seen = simulate([program("A")], [Refusing(lambda batch, *_: batch)], COST, memory_tokens=100, wire=wire)
+    one = program("A")
+    two = replace(one, stages=one.stages * 2)
+    seen = simulate([two], [Refusing(lambda batch, *_: batch)], COST, memory_tokens=100, wire=wire)
     assert [c.outcome for c in seen.calls] == ["declined"]
+    assert not seen.programs[0].completed
     assert seen.calls[0].verdicts[0][1].reason == "no"
 
 
@@ -201,6 +205,16 @@ def test_estimates_learn_from_the_calls_that_ended() -> None:
 
     simulate(load, [Broken(look)], COST, memory_tokens=100, lengths="estimated", max_tokens=64)
     assert told[0] == 64 and told[-1] == 12
+
+
+def test_noise_is_a_factor_on_what_a_step_costs() -> None:
+    load = [program(str(i), at_s=i / 30) for i in range(40)]
+    seen = simulate(load, [VLLM(cost=COST)], COST, memory_tokens=400, noise=0.1, trace=True)
+    factors = [
+        (step.end_s - step.start_s) * 1e3 / (10 + len(step.decode) + sum(tokens for _, tokens in step.prefill))
+        for step in seen.steps
+    ]
+    assert 0.6 < min(factors) < 0.9 and 1.1 < max(factors) < 1.6
 
 
 def test_noise_has_a_stream_of_its_own_for_each_replica() -> None:
