@@ -6,6 +6,7 @@ In the comments `A20` is a chunk of 20 prompt tokens of A, `A` alone its next ou
 import pytest
 
 from slos_sglang.policy.batch_time import CostModel, Piece
+from slos_sglang.policy.batches import Limits
 from slos_sglang.sim import Abort, Run, simulate
 from slos_sglang.sim.baselines import POLICIES
 from slos_sglang.workloads.program import Program, Stage
@@ -254,6 +255,17 @@ def test_qoserve_overtakes_only_a_prompt_that_can_wait() -> None:
     options = {"max_chunk_tokens": 50, "min_chunk_tokens": 16}
     assert schedule(run("qoserve", load(235), **options)) == ["0-60 A50", "60-120 B20 A30", "120-150 A20"]
     assert schedule(run("qoserve", load(129), **options)) == ["0-60 A50", "60-120 A50", "120-150 B20"]
+
+
+def test_slos_promises_one_of_two_that_cannot_both_be_kept() -> None:
+    # Each takes 100 of the 110 ms that both have. A is promised; B, whose own deadline it would be that breaks, comes
+    # after it with what is left over, and is asked again while it could still be in time.
+    load = [call(name, 0, 90, 2, ttft_ms=110, tpot_ms=50) for name in "AB"]
+    seen = run("slos", load, limits=Limits(max_batch_ms=200))
+    assert schedule(seen) == ["0-100 A90", "100-111 A", "111-211 B90", "211-222 B"]
+    verdicts = [[verdict.admitted for _, verdict in c.verdicts] for c in seen.calls]
+    assert verdicts[0] == [True] and len(verdicts[1]) > 1 and not any(verdicts[1])
+    assert [program.attained for program in seen.programs] == [True, False]
 
 
 CONVERSATION = Program(
