@@ -18,7 +18,7 @@ from starlette.middleware import Middleware
 from slos_sglang.engine.config import SLOConfig, config_from_env
 from slos_sglang.engine.http import SLOMiddleware, exchange_of
 from slos_sglang.engine.plugin import ANNOUNCED_KEY
-from slos_sglang.engine.wire import NOWHERE, Refused, Source, admit, declined
+from slos_sglang.engine.wire import NOWHERE, Refused, Source, admit, carried, declined
 
 RECEIPT_KEY = "slo"
 
@@ -80,7 +80,7 @@ async def generate_request(
 async def _admit(obj: GenerateReqInput, request: Any) -> bool:
     """True where it has an SLO, which the scheduler will then find in its parameters."""
     try:
-        params = admit(obj.sampling_params, await _source(request), _config())
+        params = admit(obj.sampling_params, await _source(obj, request), _config())
     except Refused:
         # The route's abort task looks for these when the answer is out; nothing was queued.
         obj.is_single, obj.rid = False, []
@@ -140,14 +140,13 @@ def _is_health_check(request: Any) -> bool:
     return str(getattr(request, "scope", {}).get("path", "")).startswith("/health")
 
 
-async def _source(request: Any) -> Source:
-    """Headers and, for routes whose request model drops it, `custom_params.slo` from the raw body."""
+async def _source(obj: GenerateReqInput, request: Any) -> Source:
+    """Headers, and what the body carries beside the sampling parameters (SGLang's request models drop some of it)."""
     exchange = exchange_of(request)
     if exchange is None:
         return NOWHERE
-    body_slo = None
+    body: Any = {"custom_labels": obj.custom_labels}
     if request.url.path.startswith("/v1/") and "json" in request.headers.get("content-type", ""):
         body = await request.json()  # cached: FastAPI has parsed it already
-        custom = body.get("custom_params") if isinstance(body, dict) else None
-        body_slo = custom.get("slo") if isinstance(custom, dict) else None
-    return Source(headers=request.headers, body_slo=body_slo, received_s=exchange.received_s)
+    slo = carried(body) if isinstance(body, dict) else None
+    return Source(headers=request.headers, body_slo=slo, received_s=exchange.received_s)

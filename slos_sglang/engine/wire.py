@@ -6,6 +6,7 @@ operator sets no default, is left exactly as it came.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -91,6 +92,25 @@ def _admit_one(params: Any, source: Source, config: SLOConfig) -> Any:
         return params
     stamp = {} if source.received_s is None else {RECEIVED_KEY: source.received_s}
     return {**(params or {}), "custom_params": {**custom, "slo": effective, **stamp}}
+
+
+def carried(body: Mapping[str, Any]) -> object:
+    """The SLO of a request's body: in `custom_params`, or where SGLang's gateway keeps it (it drops what it does not
+    know): in `metadata` on the chat route, in `custom_labels` on the native one. There it may be a JSON text.
+
+    Raises `Refused` (400) for a text that is no JSON.
+    """
+    for key in ("custom_params", "metadata", "custom_labels"):
+        holder = body.get(key)
+        slo = holder.get("slo") if isinstance(holder, Mapping) else None
+        if isinstance(slo, str) and key != "custom_params":
+            try:
+                return json.loads(slo)
+            except ValueError:
+                raise Refused(f"{key}.slo must be a JSON object, not {slo!r}", status=HTTPStatus.BAD_REQUEST) from None
+        if slo is not None:
+            return slo
+    return None
 
 
 def _first(*values: object) -> object:

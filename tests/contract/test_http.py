@@ -9,7 +9,7 @@ import pytest
 
 from slos_sglang.engine.config import SLOConfig
 from slos_sglang.engine.http import Exchange, SLOMiddleware, add_to_answer, add_to_events, summary
-from slos_sglang.engine.wire import NOWHERE, RECEIVED_KEY, Refused, Source, abort_reason, admit, declined
+from slos_sglang.engine.wire import NOWHERE, RECEIVED_KEY, Refused, Source, abort_reason, admit, carried, declined
 
 GOOD = {"tpot_ms": 50.0}
 EFFECTIVE = {"tpot_ms": 50.0, "value": 1.0, "on_decline": "best_effort"}
@@ -51,6 +51,29 @@ def test_a_batch_is_admitted_one_by_one() -> None:
     admitted = admit([{"n": 1}, with_slo(GOOD)], NOWHERE, SLOConfig())
     assert admitted[0] == {"n": 1}
     assert slo_in(admitted[1]) == EFFECTIVE
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"custom_params": {"slo": GOOD}, "metadata": {"slo": {"tpot_ms": 60}}},
+        {"custom_params": {"other": 1}, "metadata": {"slo": GOOD}},
+        {"metadata": {"slo": '{"tpot_ms": 50.0}'}},
+        {"custom_labels": {"slo": '{"tpot_ms": 50.0}'}},
+    ],
+)
+def test_an_slo_is_found_where_a_gateway_keeps_it(body: dict[str, Any]) -> None:
+    assert carried(body) == GOOD
+
+
+@pytest.mark.parametrize("body", [{}, {"metadata": None}, {"metadata": {"user": "x"}}, {"custom_labels": {}}])
+def test_a_body_without_an_slo_carries_none(body: dict[str, Any]) -> None:
+    assert carried(body) is None
+
+
+def test_a_label_that_is_no_json_is_refused() -> None:
+    with pytest.raises(Refused, match="must be a JSON object, not '5 ms'"):
+        carried({"custom_labels": {"slo": "5 ms"}})
 
 
 def test_the_body_counts_before_the_headers_and_the_default() -> None:
