@@ -41,7 +41,7 @@ from slos_sglang.measure.capacity import Rule
 from slos_sglang.measure.result import ProgramRecord
 from slos_sglang.policy.cost_models import COST_MODELS
 from slos_sglang.sim.experiment import Experiment
-from slos_sglang.workloads.scenarios import COST_MODEL_OF, SCENARIOS, Draw, at_rates, scenario
+from slos_sglang.workloads.scenarios import COST_MODEL_OF, Draw, at_rates, scenario
 
 CACHE, RESULT, FIGURES = Path("out/paper"), Path("benchmarks/results/paper.json"), Path("docs")
 TARGET = 0.9
@@ -50,7 +50,8 @@ RATIOS = ((1, 1), (2, 1), (1, 2))
 FACTORS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)
 NOISE = (0.05, 0.1, 0.2, 0.3)
 PROGRAMS = {"chatbot": 1000, "coder": 559, "summarizer": 600, "mixed": 1200, "toolllm": 600, "reasoning": 400}
-QUICK_PROGRAMS = {"chatbot": 200, "coder": 200, "summarizer": 150, "mixed": 240, "toolllm": 80, "reasoning": 40}
+# Reasoning needs long runs: a few programs that think for minutes fit onto any server.
+QUICK_PROGRAMS = {"chatbot": 200, "coder": 200, "summarizer": 150, "mixed": 240, "toolllm": 80}
 # Where searches look first, programs a second per GPU: about what vLLM does. Only the time they take depends on it.
 HINTS = {"chatbot": 1.6, "coder": 0.4, "summarizer": 1.3, "mixed": 1.1, "toolllm": 0.7, "reasoning": 0.4}
 BURST_FACTOR, CALM_FACTOR, BIN_S = 10.0, 0.7, 2.5
@@ -139,10 +140,15 @@ class Bench:
     progress: Progress
     pool: ProcessPoolExecutor
 
+    @property
+    def programs(self) -> dict[str, int]:
+        """How many programs of which scenario."""
+        return QUICK_PROGRAMS if self.quick else PROGRAMS
+
     def experiment(self, name: str, policy: str, *, model: str | None = None, **changes: Any) -> Experiment:
         """A policy on a scenario on the paper's server, as in the paper but for `changes`."""
         replicas = changes.get("replicas", 1)
-        programs = (QUICK_PROGRAMS if self.quick else PROGRAMS)[name] * replicas
+        programs = self.programs[name] * replicas
         given = {"draw": Draw(programs=programs, prefix_cache=False), "lengths": "oracle", **changes}
         return Experiment(policy=policy, scenario=name, model=COST_MODELS[model or COST_MODEL_OF[name]], **given)
 
@@ -165,7 +171,7 @@ class Bench:
 
     def capacity(self) -> list[Record]:
         jobs = []
-        for name in SCENARIOS:
+        for name in self.programs:
             budgets = (512, 2048) if self.quick else BUDGETS
             found = self.policies(name, budgets)
             for policy in ("sglang", "qoserve", "edf", "slos", *(() if self.quick else ("vllm_v1", "sglang_mixed"))):
@@ -181,7 +187,7 @@ class Bench:
 
     def mean(self) -> list[Record]:
         jobs = []
-        for name in SCENARIOS:
+        for name in self.programs:
             found = self.policies(name, (256, 512, 1024, 2048))
             found += [(policy, self.experiment(name, policy)) for policy in ("sglang", "qoserve", "edf", "slos")]
             jobs += [Job(section="mean", label=label, experiment=e, rule="mean") for label, e in found]
@@ -210,7 +216,9 @@ class Bench:
             ("chatbot", 0.0, "llama-3.1-8b-a100"),
             ("coder", 0.0, "llama-3.1-8b-a100"),
         ):
-            draw = Draw(programs=PROGRAMS[name], window_start_s=window_s, prefix_cache=False)
+            if name not in self.programs:
+                continue
+            draw = Draw(programs=self.programs[name], window_start_s=window_s, prefix_cache=False)
             changes: dict[str, Any] = {"draw": draw, "model": model}
             found = self.policies(name, (512, 1024, 2048, 4096), **changes)
             found.append(("slos", self.experiment(name, "slos", **changes)))
@@ -219,7 +227,7 @@ class Bench:
 
     def overload(self, capacities: Sequence[Record]) -> list[Record]:
         jobs = []
-        for name in SCENARIOS:
+        for name in self.programs:
             top = best(capacities, name, "slos")["capacity"]["rate_req_s"]
             rates = tuple(top * factor for factor in (FACTORS[3::2] if self.quick else FACTORS))
             for policy in ("slos", "vllm", "sarathi", "sglang", "qoserve"):
@@ -265,7 +273,7 @@ class Bench:
         return self.run("replicas", search, jobs)
 
     def cache(self) -> list[Record]:
-        draw = Draw(programs=PROGRAMS["toolllm"])
+        draw = Draw(programs=self.programs["toolllm"])
         found = self.policies("toolllm", (512, 1024, 2048), draw=draw)
         found += [(policy, self.experiment("toolllm", policy, draw=draw)) for policy in ("qoserve", "slos")]
         return self.run("prefix cache", search, [Job(section="cache", label=label, experiment=e) for label, e in found])
