@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -56,6 +56,7 @@ class SLOConfig(BaseModel):
     best_effort_max_wait_s  ageing bound: while a best-effort request has waited this long for its next token, the
                             oldest of them is due at least once in so long, and nothing new is promised until it had
                             its turn
+    admission               how newcomers are chosen: "auto", "dp" (dynamic program) or "edf_sim" (by deadline)
     events                  a file that receives one JSON line a scheduler step and request (timelines); None: off.
                             Tensor-parallel rank 0 writes it; with `{rank}` in its name every rank writes its own
     """
@@ -65,6 +66,7 @@ class SLOConfig(BaseModel):
     default_slo: dict[str, Any] | None = None
     classes: tuple[SLOClass, ...] = ()
     best_effort_max_wait_s: float = Field(default=5.0, gt=0, strict=True)
+    admission: Literal["auto", "dp", "edf_sim"] = "auto"
     events: str | None = None
 
     @field_validator("default_slo")

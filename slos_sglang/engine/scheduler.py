@@ -33,7 +33,7 @@ from slos_sglang.engine.wire import abort_reason
 from slos_sglang.policy.admission import Verdict
 from slos_sglang.policy.batch_time import OnlineCostModel
 from slos_sglang.policy.batches import Batch, Limits, Memory
-from slos_sglang.policy.plan import compile_ahead
+from slos_sglang.policy.dp import compile_ahead
 from slos_sglang.policy.request import Request
 from slos_sglang.policy.scheduler import Scheduler as Policy
 
@@ -64,7 +64,9 @@ class SLOScheduler(Scheduler):
         compile_ahead()
         self._cost = OnlineCostModel()
         self._policy = Policy(
-            cost=self._cost, limits=Limits(best_effort_max_wait_s=self._config.best_effort_max_wait_s)
+            cost=self._cost,
+            limits=Limits(best_effort_max_wait_s=self._config.best_effort_max_wait_s),
+            admission=self._config.admission,
         )
         # This step's decoders, where the plan leaves some out; None: all.
         self._decode_only: list[Req] | None = None

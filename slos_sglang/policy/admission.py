@@ -1,21 +1,37 @@
 """Which promises can be made: those that the plan, run forward, keeps together with all that were made before.
 
-Earliest-deadline-first forward simulation (paper, section 2; its test of demand below supply, on the very batches that
-will run). Requests are asked one by one, the earliest deadline first: an earlier promise is never weighed against a
-later one, and one that is already bound to be missed does not stand in anybody's way.
+Whatever proposes a set of newcomers, forward simulation disposes (paper, section 2; its test of demand below supply, on
+the very batches that will run): nobody is admitted but by `Outlook`. One already bound to be missed does not stand in
+anybody's way. Three ways to propose:
+
+    edf_sim  the earliest deadline first, one by one; an earlier promise is never weighed against a later one
+    dp       the dynamic program's set, cut down until it holds; then the others, one by one
+    auto     one newcomer: as edf_sim. Several: everybody, else the best of edf_sim's set, the dynamic program's and
+             everybody cut down, and then any set worth more that is found to hold while `LOOK_AHEADS` last
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
-from slos_sglang.policy import plan
+from slos_sglang.policy import dp, plan
 from slos_sglang.policy.batch_time import CostModel
 from slos_sglang.policy.batches import Limits, Memory
 from slos_sglang.policy.request import Request
+
+Method = Literal["auto", "dp", "edf_sim"]
+METHODS: tuple[Method, ...] = get_args(Method)
+
+# How many futures `auto` may look at in one step, times the requests in each; and sets of how many it tries all of.
+LOOK_AHEADS = 6144
+MOST_TRIED = 10
+# A token exactly on its due time is on time, as in the plan.
+_EPSILON_MS = 1e-4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +44,14 @@ class Verdict:
 
 
 ADMITTED = Verdict(admitted=True)
+
+
+class _Future(NamedTuple):
+    """How a future ends (a code of `plan.foresee`), for which row first, and when."""
+
+    code: int
+    row: int
+    when_s: float
 
 
 class Outlook:
@@ -47,6 +71,7 @@ class Outlook:
     ) -> None:
         self.now_s = now_s
         self._cost = cost
+        self._promised = promised
         self._requests = sorted((*promised, *asking), key=lambda r: r.seq)
         self._row = {id(r): row for row, r in enumerate(self._requests)}
         self._rows = plan.rows_of(self._requests)
@@ -56,49 +81,144 @@ class Outlook:
             self._rows.left[self._row[id(request)]] = 0
         self._excused = np.zeros(len(self._requests), dtype=np.bool_)
         self._baseline_known = False
+        self._admitted: frozenset[int] = frozenset()
+        self._seen: dict[frozenset[int], _Future] = {}
 
-    def _foresee(self, excused: np.ndarray) -> tuple[int, int, float, np.ndarray]:
-        rows = plan.copy_of(self._rows)
-        late = np.zeros(len(self._requests), dtype=np.bool_)
-        code, row, when_s = plan.foresee(self.now_s, rows, self._world, excused, late)
-        return code, row, when_s, late
-
-    def _excuse_those_that_are_late_anyway(self) -> None:
-        """Whoever would be late without any newcomer is not the newcomer's fault."""
-        self._baseline_known = True
-        *_, self._excused = self._foresee(np.ones_like(self._excused))
+    def judge(self, asking: Sequence[Request], method: Method = "auto") -> list[Verdict]:
+        """Promise what `method` finds best among those that are asked for the first time; then ask the rest in turn."""
+        new = [r for r in asking if not r.judged and not self._hopeless(r)]
+        if method != "edf_sim" and len(new) > 1:
+            self._admitted = self._best(new, method)
+        return [ADMITTED if self._row[id(r)] in self._admitted else self.ask(r) for r in asking]
 
     def ask(self, request: Request) -> Verdict:
         """Add `request` if everybody's targets are kept with it."""
+        reason = self._hopeless(request)
+        if reason:
+            return Verdict(admitted=False, reason=reason)
+        mine = self._row[id(request)]
+        future = self._future(self._admitted | {mine})
+        if future.code == plan.KEPT:
+            self._admitted |= {mine}
+            return ADMITTED
+        return Verdict(admitted=False, reason=self._reason(future, mine), retry_after_s=future.when_s - self.now_s)
+
+    def _hopeless(self, request: Request) -> str:
+        """Why its targets can't be met even by a server of its own, if so."""
         if request.deadline_s <= self.now_s:
-            return Verdict(admitted=False, reason="its budget is spent")
+            return "its budget is spent"
         if request.uncached_tokens:
             alone_ms = self._cost.prefill_ms(request.uncached_tokens, prefix_tokens=request.context_tokens)
             time_ms = (request.due_s - self.now_s) * 1e3
-            if alone_ms > time_ms:
+            if alone_ms > time_ms + _EPSILON_MS:
                 time = f"{max(time_ms, 0):.0f} ms"
-                return Verdict(
-                    admitted=False, reason=f"its prefill takes {alone_ms:.0f} ms, its first token is due within {time}"
-                )
-        mine = self._row[id(request)]
-        self._rows.left[mine] = self._left[mine]
-        code, row, when_s, _ = self._foresee(self._excused)
-        if code == plan.LATE and row != mine and not self._baseline_known:
-            self._rows.left[mine] = 0
-            self._excuse_those_that_are_late_anyway()
-            self._rows.left[mine] = self._left[mine]
-            if self._excused.any():
-                code, row, when_s, _ = self._foresee(self._excused)
-        if code == plan.KEPT:
-            return ADMITTED
-        self._rows.left[mine] = 0
-        return Verdict(admitted=False, reason=self._reason(code, row, mine, when_s), retry_after_s=when_s - self.now_s)
+                return f"its prefill takes {alone_ms:.0f} ms, its first token is due within {time}"
+        return ""
 
-    def _reason(self, code: int, row: int, mine: int, when_s: float) -> str:
-        at = f"in {(when_s - self.now_s) * 1e3:.0f} ms"
-        if code == plan.LATE:
-            whose = "its own" if row == mine else f"that of {self._requests[row].rid}, promised before,"
+    # The future ---------------------------------------------------------------------------------------------------
+
+    def _future(self, added: frozenset[int]) -> _Future:
+        """What becomes of everybody if the rows `added` are promised; remembered."""
+        if added not in self._seen:
+            future, _ = self._foresee(added, self._excused)
+            if future.code == plan.LATE and future.row not in added and not self._baseline_known:
+                # Whoever would be late without any newcomer is not the newcomer's fault.
+                self._baseline_known = True
+                _, self._excused = self._foresee(frozenset(), np.ones_like(self._excused))
+                if self._excused.any():
+                    self._seen.clear()
+                    future, _ = self._foresee(added, self._excused)
+            self._seen[added] = future
+        return self._seen[added]
+
+    def _foresee(self, added: frozenset[int], excused: plan.Flags) -> tuple[_Future, plan.Flags]:
+        rows = plan.copy_of(self._rows)
+        for row in added:
+            rows.left[row] = self._left[row]
+        late = np.zeros(len(self._requests), dtype=np.bool_)
+        return _Future(*plan.foresee(self.now_s, rows, self._world, excused, late)), late
+
+    def _holds(self, added: frozenset[int]) -> bool:
+        return self._future(added).code == plan.KEPT
+
+    def _reason(self, future: _Future, mine: int) -> str:
+        at = f"in {(future.when_s - self.now_s) * 1e3:.0f} ms"
+        if future.code == plan.LATE:
+            whose = "its own" if future.row == mine else f"that of {self._requests[future.row].rid}, promised before,"
             return f"a token would be late {at}: {whose} is due by then"
-        if code == plan.NO_MEMORY:
+        if future.code == plan.NO_MEMORY:
             return f"the KV cache would be full {at}"
         return f"no end of the decode load is in sight {at}"
+
+    # Several at once ----------------------------------------------------------------------------------------------
+
+    def _best(self, new: Sequence[Request], method: Method) -> frozenset[int]:
+        """The most valuable set of `new` that `method` finds, as rows; it holds."""
+        everybody = self._rows_of(new)
+        if method == "auto" and self._holds(everybody):
+            return everybody
+        chosen = dp.propose(self.now_s, self._promised, new, self._world)
+        proposal = self._cut_down(self._rows_of(chosen or ()))
+        if method == "dp":
+            return proposal
+        by_value = sorted(new, key=lambda r: (-self._worth(self._row[id(r)]), self._work_ms(self._row[id(r)]), r.seq))
+        proposals = [self._extended(some, by_value) for some in (proposal, self._cut_down(everybody))]
+        return self._improved(max(self._extended(frozenset(), new), *proposals, key=self._value), new)
+
+    def _cut_down(self, added: frozenset[int]) -> frozenset[int]:
+        """`added` without the heaviest for their value, each time of those due before the first that is late (as Moore
+        and Hodgson do on one machine), until it holds.
+        """
+        while not self._holds(added):
+            code, row, when_s = self._future(added)
+            due_s = max(self._requests[row].due_s, when_s) if code == plan.LATE else np.inf
+            early = [row for row in added if self._requests[row].due_s <= due_s]
+            added -= {max(early or added, key=lambda row: (self._work_ms(row) / self._worth(row), row))}
+        return added
+
+    def _extended(self, added: frozenset[int], others: Sequence[Request]) -> frozenset[int]:
+        """`added` and who else of `others` can be promised, the first ones first."""
+        for row in (self._row[id(r)] for r in others):
+            if row not in added and self._holds(added | {row}):
+                added |= {row}
+        return added
+
+    def _improved(self, added: frozenset[int], new: Sequence[Request]) -> frozenset[int]:
+        """A set that is worth more than `added` and holds, the least such ones tried first; else `added`."""
+        if len(new) > MOST_TRIED:
+            return added
+        rows = np.array([self._row[id(r)] for r in new])
+        members = _subsets(len(new))
+        values = members @ np.array([self._worth(row) for row in rows])
+        value = self._value(added)
+        for number in np.argsort(values, kind="stable"):
+            if len(self._seen) * len(self._requests) >= LOOK_AHEADS:
+                break
+            if values[number] > value:
+                some = frozenset(rows[members[number]].tolist())
+                if self._holds(some):
+                    added, value = some, values[number]
+        return added
+
+    def _rows_of(self, requests: Sequence[Request]) -> frozenset[int]:
+        return frozenset(self._row[id(r)] for r in requests)
+
+    def _worth(self, row: int) -> float:
+        slo = self._requests[row].slo
+        return slo.value if slo else 1.0
+
+    def _value(self, added: frozenset[int]) -> float:
+        return sum(self._worth(row) for row in sorted(added))
+
+    def _work_ms(self, row: int) -> float:
+        """What serving it takes, alone."""
+        request, cost = self._requests[row], self._cost
+        prefill_ms = cost.prefill_ms(max(request.uncached_tokens, 1), prefix_tokens=request.context_tokens)
+        decode_ms = cost.decode_token_ms(request.context_tokens + request.uncached_tokens)
+        return prefill_ms + int(self._left[row]) * decode_ms
+
+
+@lru_cache(maxsize=MOST_TRIED)
+def _subsets(count: int) -> plan.Flags:
+    """Every subset of `count` things, a row each."""
+    return (np.arange(1 << count)[:, None] >> np.arange(count) & 1).astype(np.bool_)

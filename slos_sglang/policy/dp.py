@@ -18,12 +18,16 @@ from typing import NamedTuple
 
 import numpy as np
 
+from slos_sglang.policy import plan
+from slos_sglang.policy.batch_time import CostModel, Piece
+from slos_sglang.policy.batches import Limits, Memory
 from slos_sglang.policy.plan import World
 from slos_sglang.policy.prefill_budget import TOO_MANY, Decoders, prefill_budget
+from slos_sglang.policy.request import Request
 
 MAX_TIERS = 4
 # Beyond this more states are not worth their time: the simulation alone decides.
-MAX_STATES = 2000
+MAX_STATES = 1000
 # A prompt that nobody waits for is due by then.
 HORIZON_MS = 10_000.0
 
@@ -170,11 +174,52 @@ class Choice:
             counts[bisect_right(self._tiers, pace_ms) - 1] += 1
 
 
+def propose(now_s: float, promised: Sequence[Request], asking: Sequence[Request], world: World) -> list[Request] | None:
+    """Who of `asking` to promise at `now_s`, by `Choice.best`."""
+    decoding = [r for r in promised if not r.uncached_tokens]
+    prompts = [*asking, *(r for r in promised if r.uncached_tokens)]
+    total_tokens = sum(r.context_tokens + r.uncached_tokens for r in (*decoding, *prompts))
+    choice = Choice(
+        prompts=[_prompt(now_s, r, world, mandatory=number >= len(asking)) for number, r in enumerate(prompts)],
+        running=[r.pace_s * 1e3 for r in decoding],
+        held_tokens=sum(_memory_tokens(r, world) for r in decoding),
+        context_tokens=total_tokens // max(len(decoding) + len(prompts), 1),
+        world=world,
+    )
+    best = choice.best()
+    return None if best is None else [prompts[number] for number in best if number < len(asking)]
+
+
+def _prompt(now_s: float, request: Request, world: World, *, mandatory: bool) -> Prompt:
+    # What its row and its cached prefix cost, in tokens.
+    row_ms = world.requests_ms + world.context_ms * request.context_tokens
+    return Prompt(
+        due_ms=(request.due_s - now_s) * 1e3,
+        tokens=request.uncached_tokens + int((row_ms / np.maximum(world.tokens_ms + world.context_ms, 1e-9)).max()),
+        memory_tokens=_memory_tokens(request, world),
+        pace_ms=request.pace_s * 1e3,
+        value=request.slo.value if request.slo else 1.0,
+        mandatory=mandatory,
+    )
+
+
+def _memory_tokens(request: Request, world: World) -> int:
+    tokens = request.context_tokens + request.uncached_tokens + request.left_tokens
+    return -(-tokens // world.block_tokens) * world.block_tokens
+
+
 def tiers(paces_ms: Iterable[float]) -> tuple[float, ...]:
     """At most `MAX_TIERS` paces to which all of `paces_ms` can be rounded down; unpaced ones (inf) are in none."""
     distinct = sorted({pace for pace in paces_ms if pace < float("inf")})
     count = min(len(distinct), MAX_TIERS)
     return tuple(distinct[len(distinct) * k // count] for k in range(count))
+
+
+def compile_ahead() -> None:
+    """Compile what the plan and this need (seconds, once a machine), so that no step of a server has to wait for it."""
+    plan.compile_ahead()
+    decoders = Decoders(np.ones(1, dtype=np.int64), np.ones(1), 0)
+    prefill_budget(1.0, decoders, plan.world_of(CostModel(Piece(const_ms=1.0)), Limits(), Memory()))
 
 
 def _pareto(states: Iterable[_State]) -> list[_State]:

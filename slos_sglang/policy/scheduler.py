@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from slos_sglang.policy import plan
-from slos_sglang.policy.admission import Outlook, Verdict
+from slos_sglang.policy.admission import Method, Outlook, Verdict
 from slos_sglang.policy.batch_time import CostModel
 from slos_sglang.policy.batches import UNBOUNDED, Batch, Limits, Memory, aged, fill, make_room
 from slos_sglang.policy.request import INF, Request
@@ -24,12 +24,14 @@ _NO_BOUND_MS = 1e9
 class Scheduler:
     """Admission and batch formation over one cost model.
 
-    `asked_per_step` bounds how many declined requests are asked again in one step.
+    `asked_per_step` bounds how many declined requests are asked again in one step; `admission` says how newcomers are
+    chosen (see `admission.py`).
     """
 
     cost: CostModel
     limits: Limits = field(default_factory=Limits)
     asked_per_step: int = 4
+    admission: Method = "auto"
     _last_turn_s: float = -math.inf
     _turn_owed: bool = False
     _refused_s: float = -math.inf
@@ -53,19 +55,18 @@ class Scheduler:
         new = sum(not r.judged for r in asking)
         asking = asking[: max(min(new, 4 * self.asked_per_step), self.asked_per_step)]
         promised = [r for r in (*decoding, *waiting) if r.standard and not r.lost(now_s)]
-        outlook = Outlook(now_s, promised, asking, self.cost, self.limits, memory)
-        verdicts = []
-        for request in asking:
-            if self._turn_owed:
-                verdict = Verdict(admitted=False, reason="best effort has waited too long", retry_after_s=1.0)
-            else:
-                verdict = outlook.ask(request)
+        if self._turn_owed:
+            owed = Verdict(admitted=False, reason="best effort has waited too long", retry_after_s=1.0)
+            verdicts = [(request, owed) for request in asking]
+        else:
+            outlook = Outlook(now_s, promised, asking, self.cost, self.limits, memory)
+            verdicts = list(zip(asking, outlook.judge(asking, self.admission), strict=True))
+        for request, verdict in verdicts:
             if verdict.admitted:
                 request.admit()
             else:
                 self._refused_s = self._refused_s if request.judged else now_s
                 request.decline()
-            verdicts.append((request, verdict))
         return verdicts
 
     def next_batch(

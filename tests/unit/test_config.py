@@ -27,6 +27,7 @@ def test_a_full_file(tmp_path: Path) -> None:
             """
             default_slo: {tpot_ms: 200}
             best_effort_max_wait_s: 2
+            admission: edf_sim
             events: /tmp/events.jsonl
             classes:
               - {stage: "chat*", min_ttft_ms: 300, min_tpot_ms: 40, max_value: 2}
@@ -34,7 +35,7 @@ def test_a_full_file(tmp_path: Path) -> None:
             """,
         )
     )
-    assert config.best_effort_max_wait_s == 2
+    assert config.best_effort_max_wait_s == 2 and config.admission == "edf_sim"
     assert config.effective(None) == {"tpot_ms": 200, "value": 1.0, "on_decline": "best_effort"}
     clamped = config.effective(WireSLO(stage="chat/act", ttft_ms=100, tpot_ms=10, think_tpot_ms=50, value=9))
     assert clamped is not None
@@ -77,6 +78,7 @@ def test_clamping_stays_in_bounds_sets_no_new_target_and_is_well_formed(asked: W
         ("best_effort_max_wait: 2", ["best_effort_max_wait", "did you mean 'best_effort_max_wait_s'"]),
         ("best_effort_max_wait_s: 0", ["best_effort_max_wait_s", "0"]),
         ("best_effort_max_wait_s: true", ["best_effort_max_wait_s", "True"]),
+        ("admission: edf", ["admission", "edf"]),
         ("classes: [{min_tpot_ms: .inf}]", ["classes.0.min_tpot_ms", "inf"]),
         ("classes: [{min_tpot: 4}]", ["classes.0.min_tpot", "did you mean 'min_tpot_ms'"]),
         ("default_slo: {tpot_ms: -1}", ["default_slo", "tpot_ms", "-1"]),
