@@ -25,8 +25,10 @@ class Limits:
 
     max_batch_ms            longest batch while prompts wait, so that a newcomer soon gets its turn; None: `MAX_BATCH`
                             times what a step costs before any work
-    best_effort_fill        share of the time to the earliest due token up to which others may stretch a batch, unless
-                            a promise was refused in the last `pressed_s` seconds: then they only have their turns
+    best_effort_fill        share of the time to the earliest due token up to which others may stretch a batch
+    best_effort_steps       and the longest batch so stretched, in steps without any work: who comes while it runs waits
+    best_effort_memory      where promised requests hold more than this share of the memory, nothing may slow them down
+                            but turns: the sooner they end, the sooner the next one can be promised
     best_effort_max_wait_s  ageing: best effort that was not served for so long is due; nothing is promised meanwhile
     min_chunk_tokens        a smaller chunk is not worth a row, unless it completes its prompt
     rides_ahead             decoders ride in a batch that come due within so many batches after it; others may not
@@ -36,7 +38,8 @@ class Limits:
 
     max_batch_ms: float | None = None
     best_effort_fill: float = 0.6
-    pressed_s: float = 5.0
+    best_effort_steps: float = 3.0
+    best_effort_memory: float = 0.5
     best_effort_max_wait_s: float = 5.0
     min_chunk_tokens: int = 16
     rides_ahead: float = 10.0

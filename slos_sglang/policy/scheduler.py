@@ -34,7 +34,6 @@ class Scheduler:
     admission: Method = "auto"
     _last_turn_s: float = -math.inf
     _turn_owed: bool = False
-    _refused_s: float = -math.inf
 
     def admit(
         self,
@@ -65,7 +64,6 @@ class Scheduler:
             if verdict.admitted:
                 request.admit()
             else:
-                self._refused_s = self._refused_s if request.judged else now_s
                 request.decline()
         return verdicts
 
@@ -102,9 +100,13 @@ class Scheduler:
         margin = self.cost.margin
         oldest = min(others, key=lambda r: (not aged(r, now_s, limits), r.seq))
         turn = now_s >= self._last_turn_s + limits.best_effort_max_wait_s and aged(oldest, now_s, limits)
-        pressed = now_s < self._refused_s + limits.pressed_s
-        share = 1.0 if turn else 0.0 if pressed else limits.best_effort_fill
-        within_ms = max(min(chosen.slack_ms, limits.longest_ms(self.cost)) * share / margin, batch.predicted_ms)
+        room_ms = min(chosen.slack_ms, limits.longest_ms(self.cost))
+        scarce = chosen.held_tokens > limits.best_effort_memory * memory.capacity_tokens >= 0
+        if (scarce or chosen.prompts_are_left) and not turn:
+            room_ms = 0.0
+        elif not turn:
+            room_ms = min(room_ms * limits.best_effort_fill, limits.best_effort_steps * self.cost.const_ms)
+        within_ms = max(room_ms / margin, batch.predicted_ms)
         free = memory.free_tokens - batch.size.tokens
         filled = fill(batch, now_s, others, self.cost, limits, within_ms=within_ms, free_tokens=free, turn=turn)
         fits = filled.size.requests > batch.size.requests
@@ -157,6 +159,16 @@ class _Chosen:
             batch.add(self._promised[i], int(self._take[i]))
         batch.predicted_ms = cost.batch_ms(batch.size)
         return batch
+
+    @property
+    def prompts_are_left(self) -> bool:
+        """A prompt is not completed by this step."""
+        return bool((self._take < self._rows.uncached).any())
+
+    @property
+    def held_tokens(self) -> int:
+        """KV tokens that promised requests occupy."""
+        return int(self._rows.held.sum())
 
     @property
     def slack_ms(self) -> float:
