@@ -167,9 +167,9 @@ class Outlook:
 
     def _cut_down(self, added: frozenset[int]) -> frozenset[int]:
         """`added` without the heaviest for their value, each time of those due before the first that is late (as Moore
-        and Hodgson do on one machine), until it holds.
+        and Hodgson do on one machine), until it holds or nobody is left.
         """
-        while not self._holds(added):
+        while added and not self._holds(added):
             code, row, when_s = self._future(added)
             due_s = max(self._requests[row].due_s, when_s) if code == plan.LATE else np.inf
             early = [row for row in added if self._requests[row].due_s <= due_s]

@@ -232,7 +232,7 @@ class _Simulation:
             return
         factor = 1.0 if self.lengths == "oracle" else float(self.lengths)
         request.left_tokens = max(round(stage.output_tokens * factor), 1)
-        if stage.think_tokens:
+        if stage.think_tpot_ms is not None:
             request.think_tokens = max(round(stage.think_tokens * factor), 1)
 
     def _abort(self, program: Program) -> None:
