@@ -6,8 +6,9 @@ anybody's way. Three ways to propose:
 
     edf_sim  the earliest deadline first, one by one; an earlier promise is never weighed against a later one
     dp       the dynamic program's set, cut down until it holds; then the others, one by one
-    auto     one newcomer: as edf_sim. Several: everybody, else the best of edf_sim's set, the dynamic program's and
-             everybody cut down, and then any set worth more that is found to hold while `LOOK_AHEADS` last
+    auto     everybody; else the best set there is where trying all of them takes no more than `LOOK_AHEADS`; else the
+             best of edf_sim's set, the dynamic program's and everybody cut down, or what is found in so many to hold
+             and to be worth more
 """
 
 from __future__ import annotations
@@ -157,6 +158,8 @@ class Outlook:
         everybody = self._rows_of(new)
         if method == "auto" and self._holds(everybody):
             return everybody
+        if method == "auto" and len(self._requests) << len(new) <= LOOK_AHEADS:
+            return self._improved(self._extended(frozenset(), new), new)
         chosen = dp.propose(self.now_s, self._promised, new, self._world)
         proposal = self._cut_down(self._rows_of(chosen or ()))
         if method == "dp":

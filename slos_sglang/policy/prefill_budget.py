@@ -65,11 +65,14 @@ def _in_batches_of(length_ms: float, within_ms: float, decoders: Decoders, world
         end_ms = start_ms + length_ms
         # The last batch may end early, even before somebody has to ride in it: what is done by then is done.
         last_ms = min(end_ms, within_ms)
-        for k in range(tiers + 1):
-            early_ms = last_ms if k == tiers else due_ms[k] - length_ms
+        for k in range(tiers):
+            early_ms = due_ms[k] - length_ms
             if start_ms < early_ms <= last_ms:
                 best = max(best, done + _room(start_ms, early_ms, length_ms, due_ms, done, decoders, world))
+        if last_ms < end_ms:
+            return max(best, done + _room(start_ms, last_ms, length_ms, due_ms, done, decoders, world))
         done += _room(start_ms, end_ms, length_ms, due_ms, done, decoders, world)
+        best = max(best, done)
         for k in range(tiers):
             if due_ms[k] < end_ms + length_ms - _EPSILON_MS:
                 due_ms[k] += decoders.paces_ms[k]

@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 import numpy as np
 
 from slos_sglang.policy import plan
 from slos_sglang.policy.admission import Method, Outlook, Verdict
-from slos_sglang.policy.batch_time import CostModel
+from slos_sglang.policy.batch_time import BatchSize, CostModel
 from slos_sglang.policy.batches import UNBOUNDED, Batch, Limits, Memory, aged, fill, make_room
 from slos_sglang.policy.request import INF, Request
 
@@ -72,8 +73,11 @@ class Scheduler:
     ) -> Batch:
         """The batch to run at `now_s`: promised work by plan, then what else has room and endangers nobody."""
         everyone = [*decoding, *waiting]
-        promised = sorted((r for r in everyone if r.standard and not r.lost(now_s)), key=lambda r: r.seq)
-        others = [r for r in everyone if not r.standard or r.lost(now_s)]
+        promised: list[Request] = []
+        others: list[Request] = []
+        for request in everyone:
+            (promised if request.standard and not request.lost(now_s) else others).append(request)
+        promised.sort(key=attrgetter("seq"))
         if not promised:
             return self._left_over(now_s, others, memory)
 
@@ -145,20 +149,22 @@ class _Chosen:
         self.now_s = now_s
         self._promised, self._world = promised, world
         self._rows = plan.rows_of(promised)
-        prompts = [i for i, r in enumerate(promised) if r.uncached_tokens]
-        prompts.sort(key=lambda i: (promised[i].due_s, i))
+        self._prompts = [i for i, r in enumerate(promised) if r.uncached_tokens]
+        self._prompts.sort(key=lambda i: (promised[i].due_s, i))
         self._take = np.zeros(len(promised), dtype=np.int64)
-        plan.choose(now_s, self._rows, np.array(prompts, dtype=np.int64), world, self._take)
-        decoders = [i for i, r in enumerate(promised) if not r.uncached_tokens]
-        self._order = [i for i in (*decoders, *prompts) if self._take[i]]
+        plan.choose(now_s, self._rows, np.array(self._prompts, dtype=np.int64), world, self._take)
 
     def batch(self, cost: CostModel) -> Batch:
         """Decoders by arrival, then chunks by due time."""
-        batch = Batch()
-        for i in self._order:
-            batch.add(self._promised[i], int(self._take[i]))
-        batch.predicted_ms = cost.batch_ms(batch.size)
-        return batch
+        take, there = self._take.tolist(), self._take > 0
+        context_tokens = self._rows.context[there].sum() + self._take.sum()
+        size = BatchSize(sum(take), int(there.sum()), int(context_tokens))
+        return Batch(
+            decode=[r for r, tokens in zip(self._promised, take, strict=True) if tokens and not r.uncached_tokens],
+            prefill=[(self._promised[i], take[i]) for i in self._prompts if take[i]],
+            size=size,
+            predicted_ms=cost.batch_ms(size),
+        )
 
     @property
     def prompts_are_left(self) -> bool:
