@@ -102,7 +102,7 @@ class Tracker:
             handle=req,
         )
         state.served_s = now_s
-        state.left_tokens = self._lengths.expect(state)
+        state.left_tokens, state.sure_tokens = self._lengths.expect(state), self._lengths.at_least(state)
         req.slo_state = state
         req.slo_marker = None
         if slo is not None and slo.think_end is not None:

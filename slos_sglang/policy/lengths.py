@@ -18,12 +18,14 @@ class LengthEstimator:
     """Quantiles of output lengths by stage name.
 
     quantile  share of outputs that are to be no longer than estimated
+    sure      share of outputs that may be shorter than they surely are
     scale     factor on every estimate: for experiments with wrong ones
     memory    how many of the latest outputs of a kind count
     enough    fewer longer ones than this do not make an estimate
     """
 
-    quantile: float = 0.8
+    quantile: float = 0.7
+    sure: float = 0.2
     scale: float = 1.0
     memory: int = 512
     enough: int = 8
@@ -41,6 +43,12 @@ class LengthEstimator:
         else:
             guess = seen[skip + min(int(self.quantile * longer), longer - 1)]
         return max(int((min(guess, cap) - done) * self.scale), 1)
+
+    def at_least(self, request: Request) -> int:
+        """Output tokens that it surely has in all, at least 1."""
+        seen = self._sorted.get(_kind(request), [])
+        known = seen[int(self.sure * len(seen))] if len(seen) >= self.enough else 1
+        return max(int(min(known, request.max_tokens) * self.scale), 1)
 
     def finished(self, request: Request) -> None:
         """`request` ended by itself after its `output_tokens`."""

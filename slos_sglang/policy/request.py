@@ -5,8 +5,8 @@ seconds on one monotonic clock, `inf` means unconstrained.
 
 Two schedules run side by side. The *pace* starts at the first token and is what batches are planned by: when every
 token is on pace, the mean TPOT holds, as serving benchmarks judge it. The slack of an early first token lends it some
-credit, a share of the expected output's time, repaid by a faster pace until its end. The *rule* starts at the later of
-TTFT target and first token: by it a receipt says "attained" (token-deadline rule). The pace is never later.
+credit, repaid by a faster pace within the tokens that it surely has. The *rule* starts at the later of TTFT target and
+first token: by it a receipt says "attained" (token-deadline rule). The pace is never later.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ class Request:
     seq              arrival order, the last key of every sort
     max_tokens       cap on the output; a cap, not an estimate of its length
     left_tokens      output tokens still expected: an estimate, exact only where a run says that lengths are known
-    think_tokens     how many of them are thinking; as `left_tokens`, and no bound where nobody knows
+    sure_tokens      output tokens it has at least in most cases, from its first; as `left_tokens`
+    think_tokens     how many of `left_tokens` are thinking; no bound where nobody knows
     ttft_s, tpot_s   targets, seconds; `tpot_s` is the current phase's
     deadline_s       when the whole call must have ended (its budget), absolute
     uncached_tokens  prompt tokens still to be computed
@@ -53,6 +54,7 @@ class Request:
     slo: WireSLO | None = None
     max_tokens: int = 1 << 30
     left_tokens: int = 1 << 30
+    sure_tokens: int = 1 << 30
     think_tokens: int = 1 << 30
     # Whatever the engine or simulator needs to find its own object again; the policy never looks at it.
     handle: Any = None
@@ -83,6 +85,9 @@ class Request:
     answer_pace_s: float = INF
     paced_s: float = INF
     credit_s: float = 0.0
+    # While credit is repaid: tokens until it is, and the pace from then on.
+    repay_tokens: int = 0
+    full_pace_s: float = INF
     first_due_s: float = INF
     # Until when the rule lets an early first token's slack count, and how far the pace is ahead of the rule.
     slack_until_s: float = -INF
@@ -151,7 +156,7 @@ class Request:
         if self.tpot_s == INF:
             self.reserve_s = INF  # nothing rules the tokens one by one
         else:
-            self.credit_s = credit_share * min(self.left_tokens, self.max_tokens) * self.tpot_s
+            self.credit_s = credit_share * min(self.sure_tokens, self.max_tokens) * self.tpot_s
         self.due_s = min(self.first_due_s, self.deadline_s)
 
     @property
@@ -178,7 +183,8 @@ class Request:
             early_s = max(self.slack_until_s - now_s, 0.0)
             lent_s = min(early_s, self.credit_s)
             self.paced_s = now_s + lent_s
-            self.pace_s -= lent_s / self.left_tokens  # repaid by the expected end
+            self.full_pace_s, self.repay_tokens = self.pace_s, max(self.sure_tokens - 1, 1)
+            self.pace_s -= lent_s / self.repay_tokens
             self.reserve_s += early_s - lent_s
             self.ruled_s = now_s if self.ttft_s == INF else max(now_s, self.arrival_s + self.ttft_s)
             self.kept &= now_s <= self.arrival_s + self.ttft_s * TOLERANCE
@@ -186,6 +192,9 @@ class Request:
             # Without a pace, and once the promise is lost, there is nothing to catch up with.
             self.paced_s = now_s if self.pace_s == INF or not self.kept else self.paced_s + self.pace_s
             self.ruled_s = max(self.ruled_s, now_s) if self.tpot_s == INF else self.ruled_s + self.tpot_s
+            self.repay_tokens -= 1
+            if self.repay_tokens == 0 and not self.thinking:
+                self.pace_s = self.full_pace_s
             if self.output_tokens % CHECK_EVERY_TOKENS == 0:
                 self._check(now_s)
         self.due_s = min(self.paced_s + self.pace_s, self.deadline_s)
@@ -200,7 +209,7 @@ class Request:
         """The end-of-thinking text has appeared: from the next token on the answer's TPOT paces."""
         if self.thinking:
             self.thinking = False
-            self.tpot_s, self.pace_s = self.answer_tpot_s, self.answer_pace_s
+            self.tpot_s, self.pace_s, self.repay_tokens = self.answer_tpot_s, self.answer_pace_s, 0
             self.due_s = min(self.paced_s + self.pace_s, self.deadline_s)
             self.phases.append("answer")
 

@@ -380,6 +380,7 @@ class Replica:
     def _estimate(self, request: Request) -> None:
         if self._lengths:
             request.left_tokens = self._lengths.expect(request)
+            request.sure_tokens = self._lengths.at_least(request)
 
     def _set_mark(self, call: Call) -> None:
         request, stage = call.request, call.stage
