@@ -5,7 +5,7 @@ PYTHON ?= $(or $(call runs,python3.11),$(call runs,python3.12),$(call runs,pytho
 BIN := .venv/bin
 CODE := slos_sglang patches programs
 
-.PHONY: demo test test-fast test-e2e lint bench bench-paper clean
+.PHONY: demo test test-fast test-e2e lint bench bench-policy bench-paper clean
 
 demo: .venv/.stamp
 	$(BIN)/slos-sglang demo
@@ -27,6 +27,14 @@ bench: .venv/.stamp
 	$(BIN)/python benchmarks/mixed_load.py
 	$(BIN)/python benchmarks/throughput.py
 	$(BIN)/python benchmarks/cost_model.py
+	$(BIN)/python benchmarks/report.py
+
+# Simulated, about 20 minutes: are promises kept, how many are made, how long does it take to decide?
+bench-policy: .venv/.stamp
+	$(BIN)/python benchmarks/guarantee.py --seeds 5000
+	$(BIN)/python benchmarks/guarantee.py --curve --seeds 60
+	$(BIN)/python benchmarks/admission_optimum.py
+	$(BIN)/python benchmarks/decisions.py
 	$(BIN)/python benchmarks/report.py
 
 # Simulated; ARGS=--quick takes under five minutes.

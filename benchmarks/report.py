@@ -14,6 +14,7 @@ from statistics import median
 from typing import Any
 
 from paper_report import paper_section
+from policy_report import decisions_section, guarantee_section, optimum_section
 from workload import TIERS, TIGHT
 
 RESULTS, PAGE = Path("benchmarks/results"), Path("docs/RESULTS.md")
@@ -112,6 +113,9 @@ SECTIONS = (
     ("Throughput without SLOs", "throughput", throughput_section),
     ("Cost model", "cost_model", cost_model_section),
     ("The paper's evaluation, simulated", "paper", paper_section),
+    ("Promises kept, simulated", "guarantee", guarantee_section),
+    ("Promises made, against the optimum", "admission_optimum", optimum_section),
+    ("Time to decide", "decisions", decisions_section),
 )
 
 
