@@ -37,7 +37,7 @@ KEPT, LATE, NO_MEMORY, TOO_FAR = 0, 1, 2, 3
 
 # An output nobody can bound is planned as if it ended here; its pace is kept all the same.
 FORESEEN_TOKENS = 4096
-MAX_STEPS = 4000
+MAX_STEPS = FORESEEN_TOKENS + 1024
 # Sums of binary fractions: a token exactly on its due time is on time.
 _EPSILON_S = 1e-7
 _NOBODY = -1
@@ -325,9 +325,9 @@ def advance(now_s: float, rows: Rows, take: Ints, excused: Flags, late: Flags) -
 
 
 @njit(cache=True)
-def certain(now_s: float, rows: Rows, world: World) -> bool:
-    """True where the decoders will be in time to their ends, whatever they take: nobody has a prompt left, and a
-    batch of all at their longest is short enough for every due token and every pace.
+def certain(now_s: float, rows: Rows, world: World, late: Flags) -> bool:
+    """True where the decoders that are not late yet will be in time to their ends, whatever they take: nobody has a
+    prompt left, and a batch of all at their longest is short enough for every due token and every pace.
 
     Then each batch may be one of all, and each of them finds its token due no earlier than that batch's end.
     """
@@ -338,6 +338,8 @@ def certain(now_s: float, rows: Rows, world: World) -> bool:
                 return False
             decoders += 1
             context += rows.context[i] + rows.left[i]
+            if late[i]:
+                continue
             tightest_s = min(tightest_s, due_s(i, rows))
             pace_s = min(pace_s, rows.pace[i])
             if rows.switch[i] > 0:
@@ -346,7 +348,7 @@ def certain(now_s: float, rows: Rows, world: World) -> bool:
     if now_s * 1e3 + longest_ms > tightest_s * 1e3 or longest_ms > pace_s * 1e3:
         return False
     for i in range(rows.left.size):
-        if rows.left[i] > 0 and now_s + rows.left[i] * longest_ms / 1e3 > rows.deadline[i]:
+        if rows.left[i] > 0 and not late[i] and now_s + rows.left[i] * longest_ms / 1e3 > rows.deadline[i]:
             return False
     return world.memory_tokens < 0 or context + decoders * (world.block_tokens - 1) <= world.memory_tokens
 
@@ -364,7 +366,7 @@ def foresee(now_s: float, rows: Rows, world: World, excused: Flags, late: Flags)
     prompts = waiting[np.argsort(dues, kind="mergesort")]
     take = np.zeros(rows.left.size, dtype=np.int64)
     for _ in range(MAX_STEPS):
-        if certain(now_s, rows, world):
+        if certain(now_s, rows, world, late):
             return KEPT, _NOBODY, now_s
         ms = choose(now_s, rows, prompts, world, take)
         if ms == 0.0:

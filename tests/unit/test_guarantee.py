@@ -5,12 +5,17 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
+from slos_sglang.policy import plan
 from slos_sglang.policy.batch_time import CostModel, Piece
+from slos_sglang.policy.batches import UNBOUNDED, Limits
+from slos_sglang.policy.request import Request
 from slos_sglang.policy.scheduler import Scheduler
 from slos_sglang.sim.promises import broken, draw_load, kept
 from slos_sglang.sim.run import simulate
+from slos_sglang.slo import WireSLO
 from slos_sglang.workloads.program import Program, Stage
 
 PROGRAMS = 30
@@ -79,3 +84,18 @@ def test_a_step_that_costs_more_than_the_cap_still_runs() -> None:
     cost = CostModel(Piece(tokens_ms=0.1, const_ms=70))
     run = simulate([program], [Scheduler(cost=cost)], cost, memory_tokens=1000)
     assert run.calls[0].admitted and not broken(run)
+
+
+def test_whoever_is_late_anyway_is_not_followed_to_its_end() -> None:
+    """One decoder of 4,000 tokens can not keep its pace, the other can: after the first late token that is clear."""
+    cost = CostModel(Piece(const_ms=10))
+    requests = []
+    for seq, tpot_ms in enumerate((5.0, 50.0)):
+        request = Request(rid=str(seq), seq=seq, arrival_s=0.0, slo=WireSLO(tpot_ms=tpot_ms), left_tokens=4000)
+        request.set_targets(cost)
+        request.token(0.0)
+        requests.append(request)
+    late = np.zeros(2, dtype=np.bool_)
+    world = plan.world_of(cost, Limits(), UNBOUNDED)
+    code, _, when_s = plan.foresee(0.0, plan.rows_of(requests), world, np.ones_like(late), late)
+    assert code == plan.KEPT and when_s < 0.1 and late.tolist() == [True, False]
