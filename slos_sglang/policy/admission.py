@@ -7,8 +7,8 @@ anybody's way. Three ways to propose:
     edf_sim  the earliest deadline first, one by one; an earlier promise is never weighed against a later one
     dp       the dynamic program's set, cut down until it holds; then the others, one by one
     auto     everybody; else the best set there is where trying all of them takes no more than `LOOK_AHEADS`; else the
-             best of edf_sim's set, the dynamic program's and everybody cut down, or what is found in so many to hold
-             and to be worth more
+             best of edf_sim's set, the dynamic program's (while its states are few) and everybody cut down, or what is
+             found in so many to hold and to be worth more
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ METHODS: tuple[Method, ...] = get_args(Method)
 # How many futures `auto` may look at in one step, times the requests in each; and sets of how many it tries all of.
 LOOK_AHEADS = 6144
 MOST_TRIED = 10
+# How many states of the dynamic program `auto` looks at.
+FEW_STATES = 200
 # A token exactly on its due time is on time, as in the plan.
 _EPSILON_MS = 1e-4
 
@@ -160,7 +162,8 @@ class Outlook:
             return everybody
         if method == "auto" and len(self._requests) << len(new) <= LOOK_AHEADS:
             return self._improved(self._extended(frozenset(), new), new)
-        chosen = dp.propose(self.now_s, self._promised, new, self._world)
+        max_states = FEW_STATES if method == "auto" else dp.MAX_STATES
+        chosen = dp.propose(self.now_s, self._promised, new, self._world, max_states=max_states)
         proposal = self._cut_down(self._rows_of(chosen or ()))
         if method == "dp":
             return proposal
@@ -175,7 +178,7 @@ class Outlook:
         while added and not self._holds(added):
             code, row, when_s = self._future(added)
             due_s = max(self._requests[row].due_s, when_s) if code == plan.LATE else np.inf
-            early = [row for row in added if self._requests[row].due_s <= due_s]
+            early = [row for row in sorted(added) if self._requests[row].due_s <= due_s]
             added -= {max(early or added, key=lambda row: (self._work_ms(row) / self._worth(row), row))}
         return added
 

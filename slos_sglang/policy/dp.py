@@ -26,7 +26,7 @@ from slos_sglang.policy.prefill_budget import TOO_MANY, Decoders, prefill_budget
 from slos_sglang.policy.request import Request
 
 MAX_TIERS = 4
-# Beyond this more states are not worth their time: the simulation alone decides.
+# Looking at more states than this (some 10 us each) is not worth their time: the simulation alone decides.
 MAX_STATES = 1000
 # A prompt that nobody waits for is due by then.
 HORIZON_MS = 10_000.0
@@ -104,9 +104,9 @@ class Choice:
             self._count(counts, pace_ms)
         self._first: _Key = (0.0, tuple(counts))
 
-    def best(self) -> tuple[int, ...] | None:
+    def best(self, *, max_states: int = MAX_STATES) -> tuple[int, ...] | None:
         """The set of prompts of most value, the promised ones included; None where even those are too much, or where
-        there are more than `MAX_STATES` to look at.
+        there are more than `max_states` to look at.
         """
         states = {self._first: [_State(0.0, self.held_tokens, 0)]}
         looked_at = 0
@@ -119,7 +119,7 @@ class Choice:
                     taken = [after for state in front if (after := self._take(state, number, step))]
                     if taken:
                         kept[step.key] = _pareto((*kept.get(step.key, ()), *taken))
-            if looked_at > MAX_STATES:
+            if looked_at > max_states:
                 return None
             states = kept
         ends = [state for front in states.values() for state in front]
@@ -174,7 +174,14 @@ class Choice:
             counts[bisect_right(self._tiers, pace_ms) - 1] += 1
 
 
-def propose(now_s: float, promised: Sequence[Request], asking: Sequence[Request], world: World) -> list[Request] | None:
+def propose(
+    now_s: float,
+    promised: Sequence[Request],
+    asking: Sequence[Request],
+    world: World,
+    *,
+    max_states: int = MAX_STATES,
+) -> list[Request] | None:
     """Who of `asking` to promise at `now_s`, by `Choice.best`."""
     decoding = [r for r in promised if not r.uncached_tokens]
     prompts = [*asking, *(r for r in promised if r.uncached_tokens)]
@@ -186,7 +193,7 @@ def propose(now_s: float, promised: Sequence[Request], asking: Sequence[Request]
         context_tokens=total_tokens // max(len(decoding) + len(prompts), 1),
         world=world,
     )
-    best = choice.best()
+    best = choice.best(max_states=max_states)
     return None if best is None else [prompts[number] for number in best if number < len(asking)]
 
 
