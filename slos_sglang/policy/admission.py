@@ -15,7 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from operator import attrgetter
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -74,25 +75,39 @@ class Outlook:
     ) -> None:
         self.now_s = now_s
         self._cost = cost
-        self._promised = promised
-        self._requests = sorted((*promised, *asking), key=lambda r: r.seq)
-        self._row = {id(r): row for row, r in enumerate(self._requests)}
-        self._rows = plan.rows_of(self._requests)
+        self._promised, self._asking = promised, asking
+        self._requests = sorted((*promised, *asking), key=attrgetter("seq"))
         self._world = plan.world_of(cost, limits, memory, margin=cost.margin)
-        self._left = self._rows.left.copy()
-        for request in asking:
-            self._rows.left[self._row[id(request)]] = 0
         self._excused = np.zeros(len(self._requests), dtype=np.bool_)
         self._baseline_known = False
         self._admitted: frozenset[int] = frozenset()
         self._seen: dict[frozenset[int], _Future] = {}
+
+    @cached_property
+    def _row(self) -> dict[int, int]:
+        """By the id of a request, its row."""
+        return {id(r): row for row, r in enumerate(self._requests)}
+
+    @cached_property
+    def _all_rows(self) -> plan.Rows:
+        """Everybody; built when the first future is asked for."""
+        return plan.rows_of(self._requests)
+
+    @cached_property
+    def _nobody_added(self) -> plan.Rows:
+        """The promised ones; those who ask are not there yet."""
+        rows = self._all_rows._replace(left=self._all_rows.left.copy())
+        for request in self._asking:
+            rows.left[self._row[id(request)]] = 0
+        return rows
 
     def judge(self, asking: Sequence[Request], method: Method = "auto") -> list[Verdict]:
         """Promise what `method` finds best among those that are asked for the first time; then ask the rest in turn."""
         new = [r for r in asking if not r.judged and not self._hopeless(r)]
         if method != "edf_sim" and len(new) > 1:
             self._admitted = self._best(new, method)
-        return [ADMITTED if self._row[id(r)] in self._admitted else self.ask(r) for r in asking]
+        granted = {id(self._requests[row]) for row in self._admitted}
+        return [ADMITTED if id(r) in granted else self.ask(r) for r in asking]
 
     def ask(self, request: Request) -> Verdict:
         """Add `request` if everybody's targets are kept with it."""
@@ -135,9 +150,9 @@ class Outlook:
         return self._seen[added]
 
     def _foresee(self, added: frozenset[int], excused: plan.Flags) -> tuple[_Future, plan.Flags]:
-        rows = plan.copy_of(self._rows)
+        rows = plan.copy_of(self._nobody_added)
         for row in added:
-            rows.left[row] = self._left[row]
+            rows.left[row] = self._all_rows.left[row]
         late = np.zeros(len(self._requests), dtype=np.bool_)
         return _Future(*plan.foresee(self.now_s, rows, self._world, excused, late)), late
 
@@ -221,7 +236,7 @@ class Outlook:
         request, cost = self._requests[row], self._cost
         prefill_ms = cost.prefill_ms(max(request.uncached_tokens, 1), prefix_tokens=request.context_tokens)
         decode_ms = cost.decode_token_ms(request.context_tokens + request.uncached_tokens)
-        return prefill_ms + int(self._left[row]) * decode_ms
+        return prefill_ms + int(self._all_rows.left[row]) * decode_ms
 
 
 @lru_cache(maxsize=MOST_TRIED)

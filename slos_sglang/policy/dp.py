@@ -122,7 +122,7 @@ class Choice:
             if looked_at > max_states:
                 return None
             states = kept
-        ends = [state for front in states.values() for state in front]
+        ends = [state for key, front in states.items() if self._lasts(key) for state in front]
         if not ends:
             return None
         return tuple(sorted(max(ends, key=lambda s: (s.value, s.budget_tokens, -s.memory_tokens)).set()))
@@ -138,20 +138,19 @@ class Choice:
                 if step is None or after is None:
                     return False
                 key, state = step.key, after
-        return all(number in wanted for number, prompt in enumerate(self.prompts) if prompt.mandatory)
+        return self._lasts(key) and all(
+            number in wanted for number, prompt in enumerate(self.prompts) if prompt.mandatory
+        )
 
     def _step(self, key: _Key, number: int) -> _Step | None:
-        """From `key` to prompt `number`; None where decoders could not keep their pace on the way or with it."""
+        """From `key` to prompt `number`; None where decoders could not keep their pace on the way."""
         before_ms, counts = key
         prompt = self.prompts[number]
         due_ms = min(max(prompt.due_ms, 0.0), HORIZON_MS)
         more_tokens = self._budget(due_ms - before_ms, counts)
         after = list(counts)
         self._count(after, prompt.pace_ms)
-        crowd = tuple(after)
-        if more_tokens == TOO_MANY or self._budget(0.0, crowd) == TOO_MANY:
-            return None
-        return _Step((due_ms, crowd), more_tokens - prompt.tokens)
+        return None if more_tokens == TOO_MANY else _Step((due_ms, tuple(after)), more_tokens - prompt.tokens)
 
     def _take(self, state: _State, number: int, step: _Step) -> _State | None:
         """The state with prompt `number` as well, or None where memory or time are short."""
@@ -161,6 +160,10 @@ class Choice:
         if budget_tokens < 0 or 0 <= self.world.memory_tokens < memory_tokens:
             return None
         return _State(state.value + prompt.value, memory_tokens, budget_tokens, number, state)
+
+    def _lasts(self, key: _Key) -> bool:
+        """Can those who decode in the end keep their pace for good?"""
+        return self._budget(0.0, key[1]) != TOO_MANY
 
     def _budget(self, within_ms: float, counts: tuple[int, ...]) -> int:
         key = (within_ms, counts)
