@@ -7,7 +7,7 @@ how many tokens. This class applies it to SGLang's own batches without copying a
 - decoders that sit the step out are split off and stay in `running_batch`, where aborts, pause and checks see them;
 - a half-done prompt that the plan overtakes goes back to the queue; its KV stays in the radix tree.
 
-While no request with an SLO is about, every method falls through to SGLang's own.
+While no request with an SLO is about, nor was a moment ago, every method falls through to SGLang's own.
 """
 
 from __future__ import annotations
@@ -36,6 +36,10 @@ from slos_sglang.policy.batches import Batch, Limits, Memory
 from slos_sglang.policy.dp import compile_ahead
 from slos_sglang.policy.request import Request
 from slos_sglang.policy.scheduler import Scheduler as Policy
+
+
+# An agent comes back from its tool: for so long after the last request with an SLO batches stay short.
+_RETURNS_WITHIN_S = 10.0
 
 
 class ParkingAdder(PrefillAdder):
@@ -70,8 +74,9 @@ class SLOScheduler(Scheduler):
         )
         # This step's decoders, where the plan leaves some out; None: all.
         self._decode_only: list[Req] | None = None
-        # Whether anybody about has an SLO; without, every method falls through.
+        # Whether anybody about has an SLO, or had a moment ago; without, every method falls through.
         self._watched = False
+        self._watched_until_s = 0.0
         # A decode batch that was split off for the step being run.
         self._active: ScheduleBatch | None = None
         # While SGLang forms a prefill batch: requests that come into the queue behind the decision's back.
@@ -156,7 +161,9 @@ class SLOScheduler(Scheduler):
 
     def get_new_batch_prefill(self, running_batch: ScheduleBatch) -> NextBatchPlan:
         self._queue_ready_grammars()
-        self._watched = self._any_slo(running_batch)
+        if self._any_slo(running_batch):
+            self._watched_until_s = self._now_s + _RETURNS_WITHIN_S
+        self._watched = self._now_s < self._watched_until_s
         if not self._watched:
             self.is_mixed_chunk = self._stock_mixed_chunk
             return self._prefill_pass(running_batch)

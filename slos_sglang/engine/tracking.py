@@ -159,6 +159,7 @@ class Tracker:
                 ttft_target_ms=None if r.ttft_s == INF else r.ttft_s * 1e3,
                 tpot_target_ms=None if r.tpot_s == INF else r.tpot_s * 1e3,
                 deadline_s=None if r.deadline_s == INF else r.deadline_s,
+                reason=r.reason,
             )
 
     # Steps ------------------------------------------------------------------------------------------------------

@@ -170,6 +170,7 @@ def _record(raw: _Raw, start_s: float) -> StageRecord:
         outcome=outcome,
         declined=outcome == "declined" or bool(receipt.get("declined")),
         best_effort=receipt.get("tier") == "best_effort",
+        ended_s=raw.chunks[-1][0] - start_s if raw.chunks else None,
     )
 
 

@@ -37,6 +37,7 @@ class StageRecord:
     outcome: Outcome = "finished"
     declined: bool = False
     best_effort: bool = False
+    ended_s: float | None = None
 
     @property
     def attained(self) -> bool:

@@ -124,7 +124,7 @@ def _order(request: Request, now_s: float, limits: Limits, *, turn: bool) -> tup
         stand = Standing.TURN
     elif request.standard:
         stand = Standing.LOST
-    elif request.constrained and not request.lost(now_s):
+    elif request.hopeful(now_s):
         stand = Standing.HOPEFUL
     first = request.due_s if stand in (Standing.LOST, Standing.HOPEFUL) else request.arrival_s
     return (stand, request.uncached_tokens > 0, first, request.seq)

@@ -69,6 +69,7 @@ class Request:
     judged: bool = False
     announced: bool = False
     declined: bool = False
+    reason: str = ""
     thinking: bool = False
     started: bool = False
     uncached_tokens: int = 0
@@ -118,6 +119,10 @@ class Request:
         late = not self.output_tokens and now_s > self.arrival_s + self.ttft_s * TOLERANCE
         return late or not self.kept or now_s > self.deadline_s
 
+    def hopeful(self, now_s: float) -> bool:
+        """True where it was promised nothing, and could still be in time."""
+        return self.constrained and not self.standard and not self.lost(now_s)
+
     def set_targets(
         self, cost: CostModel, *, min_ttft_ms: float | None = None, delivery_ms: float = 0.0, credit_share: float = 0.0
     ) -> None:
@@ -166,11 +171,11 @@ class Request:
 
     def admit(self) -> None:
         """Promise the targets."""
-        self.judged, self.tier, self.declined = True, "standard", False
+        self.judged, self.tier, self.declined, self.reason = True, "standard", False, ""
 
-    def decline(self) -> None:
+    def decline(self, reason: str = "") -> None:
         """Serve it with what is left over."""
-        self.judged, self.tier, self.declined = True, "best_effort", True
+        self.judged, self.tier, self.declined, self.reason = True, "best_effort", True, reason
 
     def token(self, now_s: float) -> None:
         """An output token was produced by `now_s`: check what was due, and set when the next one is."""

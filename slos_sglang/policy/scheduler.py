@@ -65,7 +65,7 @@ class Scheduler:
             if verdict.admitted:
                 request.admit()
             else:
-                request.decline()
+                request.decline(verdict.reason)
         return verdicts
 
     def next_batch(
@@ -99,28 +99,59 @@ class Scheduler:
             batch.predicted_ms = self.cost.batch_ms(batch.size)
 
     def _with_others(self, chosen: _Chosen, batch: Batch, others: Sequence[Request], memory: Memory) -> Batch:
-        """`batch` with others beside it, where that breaks no promise."""
+        """`batch` with others beside it, where that breaks no promise: all the time there is for who could still be in
+        time without one, little for best effort, except for the turn of the oldest.
+        """
         limits, now_s = self.limits, chosen.now_s
-        margin = self.cost.margin
-        oldest = min(others, key=lambda r: (not aged(r, now_s, limits), r.seq))
-        turn = now_s >= self._last_turn_s + limits.best_effort_max_wait_s and aged(oldest, now_s, limits)
-        room_ms = min(chosen.slack_ms, limits.longest_ms(self.cost))
+        longest_ms = min(chosen.slack_ms, limits.longest_ms(self.cost))
         scarce = chosen.held_tokens > limits.best_effort_memory * memory.capacity_tokens >= 0
-        if (scarce or chosen.prompts_are_left) and not turn:
-            room_ms = 0.0
-        elif not turn:
-            room_ms = min(room_ms * limits.best_effort_fill, limits.best_effort_steps * self.cost.const_ms)
-        within_ms = max(room_ms / margin, batch.predicted_ms)
-        free = memory.free_tokens - batch.size.tokens
-        filled = fill(batch, now_s, others, self.cost, limits, within_ms=within_ms, free_tokens=free, turn=turn)
-        fits = filled.size.requests > batch.size.requests
-        if fits and not chosen.safe(filled.predicted_ms * margin, batch.predicted_ms * margin):
-            fits, filled = False, batch
-        had = fits and (oldest in filled.decode or any(r is oldest for r, _ in filled.prefill))
-        self._turn_owed = turn and not had
-        if turn and had:
-            self._last_turn_s = now_s
+        hopeful = [r for r in others if r.hopeful(now_s)]
+        if hopeful and not scarce:
+            batch = self._beside(chosen, batch, hopeful, memory, within_ms=longest_ms)
+        rest = [r for r in others if not r.hopeful(now_s)]
+        self._turn_owed = False
+        if not rest:
+            return batch
+        oldest = min(rest, key=lambda r: (not aged(r, now_s, limits), r.seq))
+        turn = now_s >= self._last_turn_s + limits.best_effort_max_wait_s and aged(oldest, now_s, limits)
+        room_ms = min(longest_ms * limits.best_effort_fill, limits.best_effort_steps * self.cost.const_ms)
+        if turn:
+            room_ms = longest_ms
+        elif scarce or chosen.prompts_are_left:
+            return batch
+        filled = self._beside(chosen, batch, rest, memory, within_ms=room_ms, turn=turn)
+        if turn:
+            had = oldest in filled.decode or any(r is oldest for r, _ in filled.prefill)
+            self._turn_owed = not had
+            self._last_turn_s = now_s if had else self._last_turn_s
         return filled
+
+    def _beside(
+        self,
+        chosen: _Chosen,
+        batch: Batch,
+        some: Sequence[Request],
+        memory: Memory,
+        *,
+        within_ms: float,
+        turn: bool = False,
+    ) -> Batch:
+        """`batch` with as much of `some` as fits into `within_ms`; without, where that would break a promise."""
+        margin = self.cost.margin
+        filled = fill(
+            batch,
+            chosen.now_s,
+            some,
+            self.cost,
+            self.limits,
+            within_ms=max(within_ms / margin, batch.predicted_ms),
+            free_tokens=memory.free_tokens - batch.size.tokens,
+            turn=turn,
+        )
+        more = filled.size.requests > batch.size.requests
+        if more and chosen.safe(filled.predicted_ms * margin, batch.predicted_ms * margin):
+            return filled
+        return batch
 
     def _left_over(self, now_s: float, others: Sequence[Request], memory: Memory) -> Batch:
         """Nothing promised can run: everybody else gets all of it, in batches that let a newcomer in soon."""

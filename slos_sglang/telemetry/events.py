@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 class Arrive:
     """A request reached the scheduler and was admitted, declined, or taken as best effort.
 
-    `deadline_s` is when its last token is due (stage or program deadline), on the clock of `t_s`; None: open.
+    `reason` says why it was declined: what would have broken, when, and whose. `deadline_s` is when its last token is due (stage or program deadline), on the clock of `t_s`; None: open.
     """
 
     kind: Literal["arrive"] = "arrive"
@@ -41,6 +41,7 @@ class Arrive:
     ttft_target_ms: float | None = None
     tpot_target_ms: float | None = None
     deadline_s: float | None = None
+    reason: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +119,7 @@ class EventWriter:
         ttft_target_ms: float | None,
         tpot_target_ms: float | None,
         deadline_s: float | None,
+        reason: str,
     ) -> None:
         """See `Arrive`."""
         if self._fd is None:
@@ -135,6 +137,7 @@ class EventWriter:
                 "ttft_target_ms": ttft_target_ms,
                 "tpot_target_ms": tpot_target_ms,
                 "deadline_s": deadline_s,
+                "reason": reason,
             }
         )
 

@@ -48,6 +48,28 @@ def test_the_pace_starts_at_the_first_token_and_the_rule_at_the_deadline() -> No
     assert r.due_s == pytest.approx(10.4), "an early token earns slack"
 
 
+def test_an_early_first_token_lends_credit_that_is_repaid_within_the_tokens_it_surely_has() -> None:
+    r = Request(rid="r", seq=0, arrival_s=10.0, slo=WireSLO(ttft_ms=500, tpot_ms=100), sure_tokens=5)
+    r.uncached_tokens = 100
+    r.set_targets(COST, credit_share=0.2)
+    r.token(10.2)
+    # A fifth of 5 x 100 ms is lent; the next four tokens come 25 ms faster than their TPOT.
+    assert r.due_s == pytest.approx(10.2 + 0.1 + 0.075)
+    for n in range(1, 5):
+        r.token(10.3 + n * 0.075)
+        assert (r.pace_s == pytest.approx(0.1)) == (n == 4)
+    assert r.paced_s == pytest.approx(10.2 + 4 * 0.1), "from here on the mean TPOT is kept"
+    assert r.due_s == pytest.approx(10.2 + 5 * 0.1)
+
+
+def test_a_late_first_token_lends_nothing() -> None:
+    r = Request(rid="r", seq=0, arrival_s=10.0, slo=WireSLO(ttft_ms=500, tpot_ms=100), sure_tokens=5)
+    r.uncached_tokens = 100
+    r.set_targets(COST, credit_share=0.2)
+    r.token(10.5)
+    assert r.due_s == pytest.approx(10.6) and r.pace_s == pytest.approx(0.1)
+
+
 def test_a_lost_promise_does_not_catch_up() -> None:
     r = request(WireSLO(ttft_ms=500, tpot_ms=100))
     r.token(12.0)

@@ -25,6 +25,7 @@ def arrive(writer: EventWriter, rid: str) -> None:
         ttft_target_ms=200.0,
         tpot_target_ms=None,
         deadline_s=None,
+        reason="",
     )
 
 
