@@ -2,11 +2,11 @@
 
     python benchmarks/decisions.py
 
-Random moments of a server (the cost of llama-3.1-8b-h200) on which so many requests run and 32 wait: a quarter of these
-promised with a prompt to compute, a quarter declined and asked again, a quarter best effort, and newcomers as they come
-to a step (none most often, two and more now and then). `dp` is the dynamic program alone on ten newcomers of three
-tiers, `burst` a whole decision with them. Times are the thread's own (CPU), whatever else the machine does. Writes
-benchmarks/results/decisions.json.
+Random moments of a server (the cost of llama-3.1-8b-h200) on which so many requests run and 32 wait: a third of these
+promised with a prompt to compute as far as that can be kept, a third best effort, the others declined (they are asked
+again), and newcomers as they come to a step (none most often, two and more now and then). `dp` is the dynamic program
+alone on ten newcomers of three tiers, `burst` a whole decision with them. Times are the thread's own (CPU), whatever
+else the machine does. Writes benchmarks/results/decisions.json.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from slos_sglang.policy import dp, plan
+from slos_sglang.policy.admission import Outlook
 from slos_sglang.policy.batches import Limits, Memory
 from slos_sglang.policy.cost_models import COST_MODELS
 from slos_sglang.policy.request import Request
@@ -42,21 +43,27 @@ def moment(rng: random.Random, running: int, newcomers: int) -> tuple[list[Reque
     """Who decodes, who waits (the last ones are the newcomers), and a memory that holds them all."""
     decoding = [_decoder(rng, seq) for seq in range(running)]
     waiting = [_prompt(rng, running + number) for number in range(WAITING - newcomers)]
+    held = sum(r.context_tokens for r in decoding)
+    need = held + sum(r.left_tokens for r in decoding) + 2000 * WAITING
+    memory = Memory(capacity_tokens=need, free_tokens=need - held, block_tokens=1)
     for number, request in enumerate(waiting):
         request.arrival_s -= 0.2
         request.first_due_s -= 0.2
         request.due_s -= 0.2
         if number % 3 == 0:
-            request.admit()
-            request.due_s = request.first_due_s = 5.0
-        elif number % 3 == 1:
-            request.decline()
-        else:
+            request.first_due_s = request.due_s = 5.0
+        elif number % 3 == 2:
             request.slo, request.constrained = None, False
+    # Promised is what can be kept, as on a server.
+    outlook = Outlook(0.0, decoding, waiting[::3], COST, LIMITS, memory)
+    promised = [r for r in waiting[::3] if outlook.ask(r).admitted]
+    for request in waiting:
+        if request in promised:
+            request.admit()
+        elif request.constrained:
+            request.decline()
     waiting += [_prompt(rng, running + WAITING - newcomers + number) for number in range(newcomers)]
-    held = sum(r.context_tokens for r in decoding)
-    need = held + sum(r.left_tokens for r in decoding) + sum(r.uncached_tokens + r.left_tokens for r in waiting)
-    return decoding, waiting, Memory(capacity_tokens=need, free_tokens=need - held, block_tokens=1)
+    return decoding, waiting, memory
 
 
 def _prompt(rng: random.Random, seq: int) -> Request:
