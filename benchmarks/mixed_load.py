@@ -8,9 +8,9 @@ Arms: `slos` (this project's server), `stock-default`, `stock-mixed-N` (mixed ch
 differ in scheduling alone. Without --arms the best mixed chunk is found first; without --rates the load is: the rate
 at which the best stock arm keeps the tight tier's targets for about 70 % of its calls, and 1.3 times that.
 
-Within a repeat all arms get the same calls, one arm after the other, in an order that rotates; every repeat has its
-own seed. Medians over the repeats are reported with their range, by both rules, with all offered calls in the
-denominator, and beside them what else the machine did. The JSON holds every run.
+Within a repeat all arms get the same calls, in segments of some seconds that take turns in an order that rotates; every
+repeat has its own seed. Medians over the repeats are reported with their range, by both rules, with all offered calls
+in the denominator, and beside them what else the machine did. The JSON holds every run.
 """
 
 from __future__ import annotations
@@ -26,17 +26,18 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated, Any
 
 import numpy as np
 import typer
-from fleet import Arm, Fleet, fleet, going_first, host_use
+from fleet import Arm, Fleet, HostUse, fleet, going_first, host_use
 from report import compact_table, score
 from workload import TIERS, TIGHT, ZeroLoad, mixed_calls, with_priority
 
 from slos_sglang.measure.attainment import Targets, mean_tpot_ms
 from slos_sglang.measure.load import Call, LoadReport, drive
-from slos_sglang.measure.result import ProgramRecord, summarize
+from slos_sglang.measure.result import ProgramRecord, StageRecord, summarize
 from slos_sglang.tiny_model import make_tiny_model
 
 CHUNK_TOKENS = (128, 256, 512, 1024, 2048)
@@ -44,6 +45,7 @@ TIGHT_TARGET = 0.70
 SWEEP_RATE_REQ_S = 11.0
 SEARCH_RATES_REQ_S = (5.0, 16.0)
 SEARCH_STEPS = 5
+SEGMENTS = 4
 OVERLOAD = 1.3
 WARM_UP_CALLS, WARM_UP_RATE_REQ_S = 60, 6.0
 ANSWER_TIMEOUT_S = 60.0
@@ -85,35 +87,40 @@ class Bench:
     runs: list[Run] = field(default_factory=list)
 
     def compare(self, servers: Fleet, arms: Sequence[Arm], *, rate_req_s: float, repeat: int, part: str) -> list[Run]:
-        """One run of each arm, all with the same calls; the first arm rotates with the repeat."""
-        turn = repeat % len(arms)
-        runs = [
-            self.run(servers, arm, rate_req_s=rate_req_s, repeat=repeat, part=part)
-            for arm in (*arms[turn:], *arms[:turn])
-        ]
-        return sorted(runs, key=lambda run: [arm.name for arm in arms].index(run["arm"]))
-
-    def run(self, servers: Fleet, arm: Arm, *, rate_req_s: float, repeat: int, part: str) -> Run:
-        """One arm under one load."""
+        """A run of each arm, all with the same calls, in `SEGMENTS` that take turns: the machine's mood changes within
+        minutes. The first arm rotates with repeat and segment.
+        """
         assert self.zero_load is not None
-        seed = self.seed + repeat
         calls = mixed_calls(
             programs=self.programs,
             rate_req_s=rate_req_s,
-            seed=seed,
+            seed=self.seed + repeat,
             zero_load=self.zero_load,
             vocabulary=self.vocabulary,
             hide_lengths=self.hide_lengths,
         )
-        with servers.awake(arm.name) as server, host_use(server) as host:
-            report = _drive(server.url, arm, calls)
+        seen: dict[str, list[tuple[LoadReport, HostUse]]] = {arm.name: [] for arm in arms}
+        for number, segment in enumerate(_segments(calls, SEGMENTS)):
+            turn = (repeat + number) % len(arms)
+            for arm in (*arms[turn:], *arms[:turn]):
+                with servers.awake(arm.name) as server, host_use(server) as host:
+                    report = _drive(server.url, arm, segment)
+                seen[arm.name].append((report, host[0]))
+        return [self._run(arm, seen[arm.name], rate_req_s=rate_req_s, repeat=repeat, part=part) for arm in arms]
+
+    def _run(
+        self, arm: Arm, seen: Sequence[tuple[LoadReport, HostUse]], *, rate_req_s: float, repeat: int, part: str
+    ) -> Run:
+        """What was seen of one arm in all segments, kept and saved."""
+        reports = [report for report, _ in seen]
+        records = [record for report in reports for record in report.records]
         result = summarize(
-            [ProgramRecord(id=c.id, stages=(r,)) for c, r in zip(calls, report.records, strict=True)],
+            [ProgramRecord(id=str(n), stages=(r,)) for n, r in enumerate(records)],
             policy=arm.name,
             scenario="mixed-cpu",
             rate_req_s=rate_req_s,
-            seed=seed,
-            wall_s=report.wall_s,
+            seed=self.seed + repeat,
+            wall_s=sum(report.wall_s for report in reports),
             config={"flags": arm.flags, "hide_lengths": self.hide_lengths},
         )
         run: Run = {
@@ -121,9 +128,12 @@ class Bench:
             "arm": arm.name,
             "rate_req_s": rate_req_s,
             "repeat": repeat,
-            "tiers": {tier.name: _tier(tier.name, report) for tier in TIERS},
-            "host": asdict(host[0]),
-            "client": {"late_ms": report.late_ms, "cores": report.client_cpu},
+            "tiers": {tier.name: _tier(tier.name, records) for tier in TIERS},
+            "host": {key: fmean(asdict(host)[key] for _, host in seen) for key in asdict(seen[0][1])},
+            "client": {
+                "late_ms": max(report.late_ms for report in reports),
+                "cores": fmean(report.client_cpu for report in reports),
+            },
             "result": result.model_dump(),
         }
         self.runs.append(run)
@@ -193,9 +203,16 @@ def _drive(url: str, arm: Arm, calls: Sequence[Call]) -> LoadReport:
     return asyncio.run(drive(url, sent, timeout_s=ANSWER_TIMEOUT_S))
 
 
-def _tier(name: str, report: LoadReport) -> dict[str, float]:
+def _segments(calls: Sequence[Call], count: int) -> list[list[Call]]:
+    """`calls` in `count` parts, one after the other, each beginning at 0."""
+    size = -(-len(calls) // count)
+    parts = [calls[start : start + size] for start in range(0, len(calls), size)]
+    return [[replace(call, arrival_s=call.arrival_s - part[0].arrival_s) for call in part] for part in parts]
+
+
+def _tier(name: str, seen: Sequence[StageRecord]) -> dict[str, float]:
     """Shares of a tier's calls: attained by both rules, first token in time, failed, best effort."""
-    records = [record for record in report.records if record.name == name]
+    records = [record for record in seen if record.name == name]
     first = [replace(r, targets=Targets(ttft_ms=r.targets.ttft_ms)).attained for r in records]
     ends = {"failed": [r.outcome != "finished" for r in records], "best_effort": [r.best_effort for r in records]}
     kept = {"token": [r.attained for r in records], "mean": [r.attained_mean_tpot for r in records], "first": first}

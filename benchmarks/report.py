@@ -108,8 +108,33 @@ def cost_model_section(data: dict[str, Any]) -> str:
     )
 
 
+def overload_section(data: dict[str, Any]) -> str:
+    """Past what the server sustains: the admitted, the refused, the rest."""
+    lines = [
+        f"{data['sustained_req_s']:g} programs a second are what it sustains. Medians over the repeats; *told* is when "
+        "the refused had their 429, ms after they were sent (median of the 99 % quantiles).",
+        "",
+        "| load | declined are | admitted | of these attained | of all attained | told | lost |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    names = {"best_effort": "best effort", "reject": "refused"}
+    for factor, on_decline in dict.fromkeys((run["factor"], run["on_decline"]) for run in data["runs"]):
+        same = [run for run in data["runs"] if (run["factor"], run["on_decline"]) == (factor, on_decline)]
+        told = [run["refused_after_ms"]["p99"] for run in same if run["refused_after_ms"]["p99"] is not None]
+        cells = [
+            f"{median(run['admitted'] / run['offered'] for run in same):.0%}",
+            f"{median(_values(same, 'attained_of_admitted')):.1%}",
+            f"{median(_values(same, 'attained_of_offered')):.0%}",
+            f"{median(told):.0f} ms" if told else "–",
+            f"{sum(run['lost'] for run in same)}",
+        ]
+        lines.append(f"| {factor:g}x | {names[on_decline]} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
 SECTIONS = (
     ("Mixed load against stock scheduling", "mixed_load", mixed_load_section),
+    ("Overload", "overload", overload_section),
     ("Throughput without SLOs", "throughput", throughput_section),
     ("Cost model", "cost_model", cost_model_section),
     ("The paper's evaluation, simulated", "paper", paper_section),

@@ -37,7 +37,6 @@ from slos_sglang.policy.dp import compile_ahead
 from slos_sglang.policy.request import Request
 from slos_sglang.policy.scheduler import Scheduler as Policy
 
-
 # An agent comes back from its tool: for so long after the last request with an SLO batches stay short.
 _RETURNS_WITHIN_S = 10.0
 

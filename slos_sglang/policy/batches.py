@@ -16,7 +16,8 @@ from slos_sglang.policy.request import Request
 
 # The cap on batches in steps without any work: their share of the time is then at most a sixth where load is high.
 MAX_BATCH = 6.0
-_ROOM_FOR_WORK = 1.5
+# And how much longer than what every step costs, or all decoders together, it is at least.
+ROOM_FOR_WORK = 1.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,7 @@ class Limits:
         const_ms = cost.const_ms
         if self.max_batch_ms is None:
             return MAX_BATCH * const_ms
-        return max(self.max_batch_ms, _ROOM_FOR_WORK * const_ms)
+        return max(self.max_batch_ms, ROOM_FOR_WORK * const_ms)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from slos_sglang.policy.batch_time import CostModel, Piece
-from slos_sglang.policy.batches import Limits, Memory
+from slos_sglang.policy.batches import ROOM_FOR_WORK, Limits, Memory
 from slos_sglang.policy.request import INF, Request
 
 Ints = NDArray[np.int64]
@@ -100,9 +100,10 @@ def rows_of(requests: Sequence[Request]) -> Rows:
     columns = np.frombuffer(packed).reshape(-1, 18).T.copy()
     uncached, context, started, left, pending, sure, repaying, think, thinking = columns[:9].astype(np.int64)
     first_due, paced, pace, credit, slack, reserve, deadline, answer, full = columns[9:]
-    flying = pending > 0
-    paced[flying] += pending[flying] * pace[flying]
-    left = np.clip(left - pending, 1, FORESEEN_TOKENS)
+    if pending.any():
+        flying = pending > 0
+        paced[flying] += pending[flying] * pace[flying]
+    left = np.minimum(np.maximum(left - pending, 1), FORESEEN_TOKENS)
     held = context * started
     repay = np.maximum(sure - 1, 1)
     switch = np.where(thinking, think, np.maximum(repaying, 0))
@@ -230,8 +231,9 @@ def choose(now_s: float, rows: Rows, prompts: Ints, world: World, take: Ints) ->
 
     # 1. Decoders that would be late after this batch and the next, or would cut the next one short: each batch costs
     # its constant. Where not even they fit, those that would be late after this one.
-    window_ms = slack_ms if head == _NOBODY else min(slack_ms, world.max_batch_ms)
-    next_ms = max(min(pace_s * 1e3, world.max_batch_ms), all_ms)
+    longest_ms = max(world.max_batch_ms, ROOM_FOR_WORK * all_ms)
+    window_ms = slack_ms if head == _NOBODY else min(slack_ms, longest_ms)
+    next_ms = max(min(pace_s * 1e3, longest_ms), all_ms)
     tokens, context = 0, 0
     for ahead in (world.rides_ahead, 0.0):
         horizon_s = now_s + (max(window_ms, 0.0) + next_ms * ahead) / 1e3

@@ -27,7 +27,8 @@ logger = logging.getLogger(__name__)
 class Arrive:
     """A request reached the scheduler and was admitted, declined, or taken as best effort.
 
-    `reason` says why it was declined: what would have broken, when, and whose. `deadline_s` is when its last token is due (stage or program deadline), on the clock of `t_s`; None: open.
+    `reason` says why it was declined: what would have broken, when, and whose. `deadline_s` is when its last token is
+    due (stage or program deadline), on the clock of `t_s`; None: open.
     """
 
     kind: Literal["arrive"] = "arrive"
