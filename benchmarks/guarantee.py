@@ -100,10 +100,10 @@ def main() -> None:
     parser.add_argument("--curve", action="store_true", help="the curve over errors, not the guarantee")
     parser.add_argument("--programs", type=int, default=200, help="the most programs of a load of the curve")
     given = parser.parse_args()
+    part = "curve" if given.curve else "exact"
+    found = curve(given.seeds, given.programs) if given.curve else exact(given.seeds)
     data = json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {}
-    data["curve" if given.curve else "exact"] = (
-        curve(given.seeds, given.programs) if given.curve else exact(given.seeds)
-    )
+    data[part] = found
     FILE.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
 
 
