@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 
 from slos_sglang.policy.request import Request
 
+# An output of which only a cap is known is expected to have no more than this.
+_UNKNOWN_TOKENS = 4096
+
 
 @dataclass(kw_only=True)
 class LengthEstimator:
@@ -39,7 +42,7 @@ class LengthEstimator:
         longer = len(seen) - (skip := bisect_right(seen, done))
         if longer < self.enough:
             # Beyond what was ever seen: as much again, within the cap.
-            guess = max(2 * done, seen[-1]) if len(seen) >= self.enough else cap
+            guess = max(2 * done, seen[-1] if len(seen) >= self.enough else _UNKNOWN_TOKENS)
         else:
             guess = seen[skip + min(int(self.quantile * longer), longer - 1)]
         return max(int((min(guess, cap) - done) * self.scale), 1)

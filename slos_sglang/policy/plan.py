@@ -35,8 +35,8 @@ Flags = NDArray[np.bool_]
 # How a foreseen future ends: in time, a token late, memory short, or too far away to tell.
 KEPT, LATE, NO_MEMORY, TOO_FAR = 0, 1, 2, 3
 
-# An output nobody can bound is planned as if it ended here; its pace is kept all the same.
-FORESEEN_TOKENS = 4096
+# The future is not looked at beyond this: a longer output is planned as if it ended here, at its pace all the same.
+FORESEEN_TOKENS = 1 << 15
 MAX_STEPS = FORESEEN_TOKENS + 1024
 # Sums of binary fractions: a token exactly on its due time is on time.
 _EPSILON_S = 1e-7

@@ -24,6 +24,7 @@ def test_the_cap_is_all_there_is_before_enough_was_seen() -> None:
     assert seen(10, 20, 30).expect(request()) == 500
     assert seen(10, 20, 30).expect(request(done=100)) == 400
     assert seen(10, 20, 30).at_least(request()) == 1
+    assert seen().expect(request(cap=1 << 30)) == 4096, "a cap that says nothing"
 
 
 def test_a_quantile_of_what_the_stage_has_shown() -> None:
