@@ -4,17 +4,20 @@
 answering them one at a time. Stock itself does not always repeat that in a crowd: another batch shape adds floats in
 another order, and where two tokens are nearly as likely the other one may win. So the bar is relative: with this
 project's scheduler, in a crowd without SLOs and in a crowd of three tiers parked and chunked against each other, no
-more outputs differ from the reference than in the worst of stock's own crowds.
+more outputs differ from the reference than in the worst of stock's own crowds; two tokens that stock itself finds
+equally likely do not count.
 """
 
 import asyncio
 import json
+import math
 import random
 from collections import Counter
 
 import aiohttp
 import pytest
 from conftest import Running
+from requests import post as post_json
 from traffic import TIERS
 
 from slos_sglang.engine.launch import Server
@@ -26,6 +29,8 @@ REQUESTS = 64
 LONGEST_PROMPT_TOKENS = 1500
 CROWD_SPAN_S = 2.0
 CROWDS = 3
+# Two tokens this close in log-probability are decided by rounding.
+TIE = 1e-3
 TIERED = "same-tokens-"  # by these names the requests with tiers are found in the events
 
 
@@ -90,17 +95,41 @@ def in_a_crowd(url: str, requests: list[dict], seed: int) -> list[list[int]]:
     return asyncio.run(run())
 
 
-def differing(outputs: list[list[int]], reference: list[list[int]]) -> int:
-    return sum(output != expected for output, expected in zip(outputs, reference, strict=True))
+def differing(url: str, requests: list[dict], outputs: list[list[int]], reference: list[list[int]]) -> int:
+    """How many outputs differ, but for two tokens so close that the rounding of another batch decides between them."""
+    pairs = zip(requests, outputs, reference, strict=True)
+    return sum(out != expected and not tied(url, request, out, expected) for request, out, expected in pairs)
+
+
+def tied(url: str, request: dict, output: list[int], expected: list[int]) -> bool:
+    """Whether stock finds both tokens equally likely where the outputs part."""
+    at = next(n for n, (ours, theirs) in enumerate(zip(output, expected, strict=True)) if ours != theirs)
+    sampling = {"temperature": 0, "ignore_eos": True, "max_new_tokens": 1}
+    body = {"input_ids": request["input_ids"] + expected[:at], "sampling_params": sampling}
+    reply = post_json(f"{url}/generate", json=body | {"return_logprob": True, "top_logprobs_num": 5}, timeout=120)
+    top = {token: logprob for logprob, token, *_ in reply.json()["meta_info"]["output_top_logprobs"][0]}
+    gap = abs(top.get(output[at], -math.inf) - top[expected[at]])
+    print(f"outputs part at token {at}, log-probabilities {gap:.2g} apart")
+    return gap < TIE
 
 
 def test_no_more_outputs_differ_than_between_stocks_own_runs(shared: Running, stock_server: Server) -> None:
     requests = mixed_requests(json.loads((shared.model / "config.json").read_text())["vocab_size"])
     reference = one_at_a_time(stock_server.url, requests)
-    crowds = [differing(in_a_crowd(stock_server.url, requests, seed), reference) for seed in range(CROWDS)]
-    without_slos = [differing(in_a_crowd(shared.url, requests, seed), reference) for seed in range(CROWDS)]
+    wrong = [[reference[0][0] + 1, *reference[0][1:]], *reference[1:]]
+    assert differing(stock_server.url, requests, wrong, reference) == 1, "a wrong token is not excused"
+    crowds = [
+        differing(stock_server.url, requests, in_a_crowd(stock_server.url, requests, seed), reference)
+        for seed in range(CROWDS)
+    ]
+    without_slos = [
+        differing(stock_server.url, requests, in_a_crowd(shared.url, requests, seed), reference)
+        for seed in range(CROWDS)
+    ]
     tiered = with_tiers(requests)
-    with_three_tiers = [differing(in_a_crowd(shared.url, tiered, seed), reference) for seed in range(CROWDS)]
+    with_three_tiers = [
+        differing(stock_server.url, requests, in_a_crowd(shared.url, tiered, seed), reference) for seed in range(CROWDS)
+    ]
 
     print(f"differing of {REQUESTS}: stock {crowds}, without SLOs {without_slos}, three tiers {with_three_tiers}")
     assert max(without_slos) <= max(crowds)
