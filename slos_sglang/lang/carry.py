@@ -42,6 +42,7 @@ def submit(original: Original, self: StreamExecutor, expr: Any) -> None:
     scope = current()
     if scope is not None:
         scope.saw(call_names(expr))
+        scope.opened()
         expr = Scoped(scope, expr)
     original(self, expr)
 
@@ -54,12 +55,15 @@ def execute(original: Original, self: StreamExecutor, other: Any) -> None:
     """
     if isinstance(other, Scoped):
         other.scope.begin(getattr(self, "slos_idle_since_s", -math.inf))
-        with entered(other.scope):
-            original(self, other)
+        try:
+            with entered(other.scope):
+                original(self, other)
+        finally:
+            other.scope.closed()
     elif isinstance(other, SglGen | SglSelect):
         scope = (current() or new_run(None)).call(other.name, slo_of(other))
         try:
-            with entered(scope):
+            with entered(scope), scope.working():
                 original(self, other)
         except (RuntimeError, OSError) as error:  # any status but 200, and no answer
             scope.record({}, error=str(error))

@@ -4,11 +4,16 @@ A scope is entered on the thread that runs the program's body (a context variabl
 executor thread that sends the requests, where the body's context can't be seen. What must stay true: a deadline is
 the minimum over the chain, only deadlines are inherited, and a budget is computed from the client's monotonic clock
 in the moment a request is sent.
+
+Stages with budgets of their own that follow each other inside a budget are a schedule: what one leaves over the next
+may use, and what one overruns the next make up for. Stages side by side (forks) start with the same, and what the last
+of them to end leaves goes on.
 """
 
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +28,10 @@ clock = time.monotonic
 ids = random.Random()
 """Source of program ids; seed it for reproducible ones."""
 
+KEPT_SHARE = 0.5
+"""However much the stages before it overran, a stage keeps this share of its own budget."""
+
+_lock = threading.Lock()
 _current: ContextVar[Scope | None] = ContextVar("slos_scope", default=None)
 
 
@@ -37,6 +46,7 @@ class Scope:
     started_s  when its own budget began to run, on the client's monotonic clock
     names      names of the generation calls submitted inside so far
     receipts   what was sent and answered inside so far, in order of completion
+    flexible   its budget is a part of the schedule of the budget around it; a call's own `e2e_ms` is not
     """
 
     program: str | None = None
@@ -47,7 +57,13 @@ class Scope:
     started_s: float = field(default_factory=lambda: clock())
     names: set[str] = field(default_factory=set)
     receipts: list[dict[str, Any]] = field(default_factory=list)
+    flexible: bool = False
     _begun: bool = False
+    # Blocks that are open and expressions that are not done, in here: at none it has ended.
+    _open: int = 0
+    # What the stages before it left of their budgets, s (negative: overrun), and what the last one in here left.
+    _spare_s: float | None = None
+    _passed_on_s: float = 0.0
 
     def child(self, name: str | None = None, slo: SLO | None = None, by_name: Mapping[str, SLO] | None = None) -> Scope:
         """A scope inside this one; without a name it shares the path."""
@@ -71,18 +87,58 @@ class Scope:
                 return
             scope._begun = True
             scope.started_s = max(scope.started_s, idle_since_s)
+            scope._spare_s = scope._spare()
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Something in here is going on. When nothing is any more, what is left of a budget goes to the next stages."""
+        self.opened()
+        try:
+            yield
+        finally:
+            self.closed()
+
+    def opened(self) -> None:
+        """A block was entered, or an expression submitted."""
+        with _lock:
+            for scope in self._chain():
+                scope._open += 1
+
+    def closed(self) -> None:
+        """A block was left, or an expression is done."""
+        with _lock:
+            for scope in self._chain():
+                scope._open -= 1
+                around = scope._budget_around()
+                if scope._open == 0 and scope.flexible and around is not None and scope.budget_ms is not None:
+                    around._passed_on_s = scope.started_s - clock() + scope.budget_ms / 1000 + scope._spare()
+
+    @property
+    def budget_ms(self) -> float | None:
+        """The budget that was given to it, ms."""
+        return None if self.slo is None else self.slo.e2e_ms
 
     def left_ms(self) -> float | None:
         """What is left of the tightest budget around here, ms (negative: overrun); None where there is none."""
         now_s = clock()
-        return min(
-            (
-                (scope.started_s - now_s) * 1000 + scope.slo.e2e_ms
-                for scope in self._chain()
-                if scope.slo is not None and scope.slo.e2e_ms is not None
-            ),
-            default=None,
-        )
+        return min((left for scope in self._chain() if (left := scope._own_left_ms(now_s)) is not None), default=None)
+
+    def _own_left_ms(self, now_s: float) -> float | None:
+        if self.budget_ms is None:
+            return None
+        spare_ms = max(self._spare() * 1000, (KEPT_SHARE - 1) * self.budget_ms)
+        return (self.started_s - now_s) * 1000 + self.budget_ms + spare_ms
+
+    def _spare(self) -> float:
+        if self._spare_s is not None:
+            return self._spare_s
+        around = self._budget_around() if self.flexible else None
+        return 0.0 if around is None else around._passed_on_s
+
+    def _budget_around(self) -> Scope | None:
+        chain = self._chain()
+        next(chain)
+        return next((scope for scope in chain if scope.budget_ms is not None), None)
 
     def wire(self) -> dict[str, Any] | None:
         """The object for `custom_params.slo` of a request sent now; None where nothing was promised."""
@@ -157,12 +213,14 @@ def stage(name: str, *, e2e_ms: float | None = None) -> Iterator[Scope]:
     """A stage with an optional budget, ms, for everything inside: calls, forks, selects, nested programs, tools.
 
     The budget runs from the entry of the block, or from the end of the work submitted before it where the executor
-    is still busy with that. Requests sent inside carry what is left of the tightest budget around them. Yields the
-    scope: `left_ms()` is what is left now. Raises `ValueError` naming the field and the value.
+    is still busy with that. Inside a budget it is longer by what the stage before it left over, and shorter by what
+    that one overran, down to `KEPT_SHARE` of it. Requests sent inside carry what is left of the tightest budget around
+    them. Yields the scope: `left_ms()` is what is left now. Raises `ValueError` naming the field and the value.
     """
     if not isinstance(name, str) or not name:
         raise ValueError(f"stage name must be a non-empty text, not {name!r}")
     slo = None if e2e_ms is None else SLO(e2e_ms=e2e_ms)
     scope = (current() or Scope()).child(name, slo)
-    with entered(scope):
+    scope.flexible = True
+    with entered(scope), scope.working():
         yield scope
