@@ -6,12 +6,12 @@ imported on first use, because importing SGLang takes seconds.
 
 from typing import TYPE_CHECKING, Any
 
-from slos_sglang.slo import SLO, presets
+from slos_sglang.slo import SLO, Phase, presets
 
 if TYPE_CHECKING:
     from slos_sglang.lang import annotate, gen, select, stage
 
-__all__ = ["SLO", "annotate", "gen", "presets", "select", "stage"]
+__all__ = ["SLO", "Phase", "annotate", "gen", "presets", "select", "stage"]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,16 +10,21 @@ This module imports nothing else of ours; every other room may import it.
 from __future__ import annotations
 
 import difflib
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from types import SimpleNamespace
 from typing import Any, Literal
+from urllib.parse import parse_qsl, quote, urlencode
 
 OnDecline = Literal["best_effort", "reject"]
 
 DEFAULT_THINK_END = "</think>"
-_POSITIVE = ("ttft_ms", "ttft_slowdown", "tpot_ms", "think_tpot_ms")
+_POSITIVE = ("ttft_ms", "ttft_slowdown", "tpot_ms", "think_tpot_ms", "answer_ttft_ms")
+# What a call of named phases says for each phase instead.
+_OF_ONE_OR_TWO_PHASES = ("tpot_ms", "think_tpot_ms", "think_end", "answer_ttft_ms")
+_REST = ("rest_calls", "rest_prompt_tokens", "rest_output_tokens", "rest_gaps_ms", "gap_ms")
 
 
 def _number(name: str, value: object) -> float:
@@ -49,8 +54,105 @@ def _check_targets(slo: SLO | WireSLO) -> None:
         )
     if slo.think_end is not None and (not isinstance(slo.think_end, str) or not slo.think_end):
         raise ValueError(f"slo.think_end must be a non-empty text, not {slo.think_end!r}")
+    if slo.phase_list:
+        _check_phases(slo.phase_list)
+        for name in _OF_ONE_OR_TWO_PHASES:
+            if getattr(slo, name) is not None:
+                raise ValueError(
+                    f"slo.{name} ({getattr(slo, name)!r}) is not for a call of named phases: give each its own"
+                )
     if slo.on_decline not in ("best_effort", "reject"):
         raise ValueError(f"slo.on_decline must be 'best_effort' or 'reject', not {slo.on_decline!r}")
+
+
+def _thinks(slo: SLO | WireSLO) -> bool:
+    return slo.think_end is None and (slo.think_tpot_ms is not None or slo.answer_ttft_ms is not None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """One phase of a call's output; `None` leaves a target open.
+
+    name      what receipts call it: letters, digits, `_` and `-`
+    tpot_ms   time per output token, ms
+    first_ms  its first token, ms from the server's receipt of the request (the first phase's is the SLO's TTFT)
+    until     the text that ends it; the last phase has none, and every other one must
+
+    Raises `ValueError` naming the phase, the field and the value.
+    """
+
+    name: str
+    tpot_ms: float | None = None
+    first_ms: float | None = None
+    until: str | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not re.fullmatch(r"[\w-]+", self.name):
+            raise ValueError(f"slo.phases: a name must be of letters, digits, _ and -, not {self.name!r}")
+        for field in ("tpot_ms", "first_ms"):
+            value = getattr(self, field)
+            if value is not None and _number(f"phases: {self.name}: {field}", value) <= 0:
+                raise ValueError(f"slo.phases: {self.name}: {field} must be greater than 0, not {value!r}")
+        if self.until is not None and (not isinstance(self.until, str) or not self.until):
+            raise ValueError(f"slo.phases: {self.name}: until must be a non-empty text, not {self.until!r}")
+
+
+_PHASE_FIELDS = tuple(field.name for field in fields(Phase))
+
+
+def _check_phases(phases: Sequence[Phase]) -> None:
+    *earlier, last = phases
+    for phase in phases:
+        if not isinstance(phase, Phase):
+            raise ValueError(f"slo.phases must be of Phase, not {phase!r}")
+    for phase in earlier:
+        if phase.until is None:
+            raise ValueError(f"slo.phases: {phase.name}: until must say which text ends it, not None")
+    if last.until is not None:
+        raise ValueError(f"slo.phases: {last.name}: until must be None in the last phase, not {last.until!r}")
+    if phases[0].first_ms is not None:
+        raise ValueError(
+            f"slo.phases: {phases[0].name}: first_ms must be None in the first phase, not {phases[0].first_ms!r}: "
+            "its first token has the SLO's ttft_ms or ttft_slowdown"
+        )
+    names = [phase.name for phase in phases]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"slo.phases: a name must be there once, not {names.count(name)} times: {name!r}")
+
+
+def encode_phases(phases: Sequence[Phase]) -> str:
+    """Phases as one text: `name=think&tpot_ms=50&until=%3C%2Fthink%3E;name=answer&tpot_ms=100`.
+
+    Each is a URL query, and `;` stands between them: it is percent-encoded inside.
+    """
+    given = [{key: value for key, value in asdict(phase).items() if value is not None} for phase in phases]
+    return ";".join(urlencode(each, quote_via=quote, safe="") for each in given)
+
+
+def decode_phases(text: object) -> tuple[Phase, ...]:
+    """The phases that `encode_phases` wrote. Raises `ValueError` naming the phase, the field and the value."""
+    if not isinstance(text, str) or not text:
+        raise ValueError(f"slo.phases must be a non-empty text, not {text!r}")
+    return tuple(_decode_phase(part) for part in text.split(";"))
+
+
+def _decode_phase(text: str) -> Phase:
+    try:
+        given: dict[str, Any] = dict(parse_qsl(text, keep_blank_values=True, strict_parsing=True))
+    except ValueError:
+        raise ValueError(f"slo.phases: a phase must be written key=value&key=value, not {text!r}") from None
+    for key, value in given.items():
+        if key not in _PHASE_FIELDS:
+            near = nearest(key, _PHASE_FIELDS)
+            hint = f"; did you mean {near!r}?" if near else f"; known keys: {', '.join(_PHASE_FIELDS)}"
+            raise ValueError(f"slo.phases has an unknown key {key!r} (value {value!r}){hint}")
+        if key.endswith("_ms"):
+            try:
+                given[key] = float(value)
+            except ValueError:
+                raise ValueError(f"slo.phases: {key} must be a number, not {value!r}") from None
+    return Phase(**{"name": "", **given})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +163,9 @@ class SLO:
     ttft_slowdown  the same relative to the zero-load prefill time of the prompt's uncached tokens (paper, section 6)
     tpot_ms        time per output token after the first, ms
     think_tpot_ms  the same while the model thinks, until `think_end` appears in the output
-    think_end      the text that ends thinking; `</think>` where only `think_tpot_ms` is given
+    think_end      the text that ends thinking; `</think>` where another target of thinking is given
+    answer_ttft_ms time to the first token after thinking, ms from the server's receipt of the request
+    phase_list     targets of an output of more than two phases: see `phases`
     e2e_ms         the whole stage, ms
     value          what keeping this promise is worth relative to others
     on_decline     "best_effort" serves a declined request with what is left over, "reject" answers HTTP 429
@@ -74,21 +178,41 @@ class SLO:
     tpot_ms: float | None = None
     think_tpot_ms: float | None = None
     think_end: str | None = None
+    answer_ttft_ms: float | None = None
+    phase_list: tuple[Phase, ...] = ()
     e2e_ms: float | None = None
     value: float = 1.0
     on_decline: OnDecline = "best_effort"
 
     def __post_init__(self) -> None:
-        if self.think_tpot_ms is not None and self.think_end is None:
+        if _thinks(self):
             object.__setattr__(self, "think_end", DEFAULT_THINK_END)
         _check_targets(self)
+
+    @classmethod
+    def phases(cls, phases: Sequence[Phase], **targets: Any) -> SLO:
+        """An SLO for an output of any number of phases, which follow each other as their end texts appear.
+
+        `targets` are those of the whole call: `ttft_ms` or `ttft_slowdown`, `e2e_ms`, `value`, `on_decline`. Raises
+        `ValueError` naming the phase, the field and the value.
+        """
+        if not phases:
+            raise ValueError(f"slo.phases must be at least one, not {phases!r}")
+        return cls(phase_list=tuple(phases), **targets)
 
 
 @dataclass(frozen=True, kw_only=True)
 class WireSLO:
-    """The wire form of an SLO. `budget_ms` is what is left of the deadline when the request is sent.
+    """The wire form of an SLO; what it has beside the targets:
 
-    A spent budget (zero or negative) is well formed: the server declines it.
+    budget_ms           what is left of the deadline when the request is sent; a spent one (zero or negative) is well
+                        formed: the server declines it
+    phases              targets of more than two phases as one text (`encode_phases`)
+    rest_calls          how many calls of the program are expected after this one; further estimates of them:
+    rest_prompt_tokens  prompt tokens that are new in them
+    rest_output_tokens  tokens they put out
+    rest_gaps_ms        time in which the program waits for something else (tools), ms
+    gap_ms              the first of these gaps: from the end of this call to the arrival of the next one
     """
 
     program: str | None = None
@@ -98,12 +222,19 @@ class WireSLO:
     tpot_ms: float | None = None
     think_tpot_ms: float | None = None
     think_end: str | None = None
+    answer_ttft_ms: float | None = None
+    phases: str | None = None
     budget_ms: float | None = None
+    rest_calls: float | None = None
+    rest_prompt_tokens: float | None = None
+    rest_output_tokens: float | None = None
+    rest_gaps_ms: float | None = None
+    gap_ms: float | None = None
     value: float = 1.0
     on_decline: OnDecline = "best_effort"
 
     def __post_init__(self) -> None:
-        if self.think_tpot_ms is not None and self.think_end is None:
+        if _thinks(self):
             object.__setattr__(self, "think_end", DEFAULT_THINK_END)
         _check_targets(self)
         for name in ("program", "stage"):
@@ -112,11 +243,32 @@ class WireSLO:
                 raise ValueError(f"slo.{name} must be a text, not {value!r}")
         if self.budget_ms is not None:
             _number("budget_ms", self.budget_ms)
+        for name in _REST:
+            value = getattr(self, name)
+            if value is not None and _number(name, value) < 0:
+                raise ValueError(f"slo.{name} must be a finite number, at least 0, not {value!r}")
+
+    @property
+    def phase_list(self) -> tuple[Phase, ...]:
+        """The named phases; none where the output is of one, or of thinking and an answer."""
+        return () if self.phases is None else decode_phases(self.phases)
+
+    @property
+    def all_phases(self) -> tuple[Phase, ...]:
+        """The phases of the output, at least one."""
+        if self.phases is not None:
+            return self.phase_list
+        answer = Phase(name="answer", tpot_ms=self.tpot_ms, first_ms=self.answer_ttft_ms)
+        if self.think_end is None:
+            return (answer,)
+        return (Phase(name="think", tpot_ms=self.think_tpot_ms, until=self.think_end), answer)
 
     @property
     def constrained(self) -> bool:
         """True where at least one target is set; an SLO without any is plain best effort."""
-        return any(getattr(self, name) is not None for name in (*_POSITIVE, "budget_ms"))
+        return any(getattr(self, name) is not None for name in (*_POSITIVE, "budget_ms")) or any(
+            phase.tpot_ms is not None or phase.first_ms is not None for phase in self.phase_list
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The flat object of scalars for `custom_params["slo"]`; unset targets are left out."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +11,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from slos_sglang.slo import WireSLO, nearest, parse_wire
+from slos_sglang.slo import Phase, WireSLO, encode_phases, nearest, parse_wire
 
 CONFIG_ENV = "SLOS_SGLANG_CONFIG"
 
@@ -19,8 +20,8 @@ class SLOClass(BaseModel):
     """What clients of one class may ask for; the first class whose `stage` pattern matches applies.
 
     stage        shell pattern over the request's stage name ("" for a request that names none)
-    min_ttft_ms  a tighter TTFT target, ms, is raised to this
-    min_tpot_ms  a tighter TPOT target (thinking or answer), ms, is raised to this
+    min_ttft_ms  a tighter target for a first token (of all, or of a phase), ms, is raised to this
+    min_tpot_ms  a tighter TPOT target (of any phase), ms, is raised to this
     max_value    a higher value is lowered to this
     """
 
@@ -37,15 +38,28 @@ class SLOClass(BaseModel):
         A TTFT given as a slowdown is clamped where it is turned into milliseconds (the scheduler).
         """
         wire = slo.to_dict()
-        if self.min_ttft_ms is not None and slo.ttft_ms is not None:
-            wire["ttft_ms"] = max(slo.ttft_ms, self.min_ttft_ms)
-        if self.min_tpot_ms is not None:
-            for name in ("tpot_ms", "think_tpot_ms"):
-                if name in wire:
-                    wire[name] = max(wire[name], self.min_tpot_ms)
+        for names, bound in (
+            (("ttft_ms", "answer_ttft_ms"), self.min_ttft_ms),
+            (("tpot_ms", "think_tpot_ms"), self.min_tpot_ms),
+        ):
+            for name in names:
+                if bound is not None and name in wire:
+                    wire[name] = max(wire[name], bound)
+        if slo.phase_list:
+            wire["phases"] = encode_phases([self._clamp_phase(phase) for phase in slo.phase_list])
         if self.max_value is not None:
             wire["value"] = min(slo.value, self.max_value)
         return wire
+
+    def _clamp_phase(self, phase: Phase) -> Phase:
+        def at_least(target: float | None, bound: float | None) -> float | None:
+            return target if target is None or bound is None else max(target, bound)
+
+        return replace(
+            phase,
+            tpot_ms=at_least(phase.tpot_ms, self.min_tpot_ms),
+            first_ms=at_least(phase.first_ms, self.min_ttft_ms),
+        )
 
 
 class SLOConfig(BaseModel):

@@ -20,7 +20,7 @@ from slos_sglang.engine.receipts import receipt
 from slos_sglang.engine.wire import RECEIVED_KEY
 from slos_sglang.policy.batch_time import BatchSize, OnlineCostModel
 from slos_sglang.policy.lengths import LengthEstimator
-from slos_sglang.policy.request import INF, Request
+from slos_sglang.policy.request import CHECK_EVERY_TOKENS, INF, Request
 from slos_sglang.slo import parse_wire
 from slos_sglang.telemetry.events import EventWriter
 
@@ -61,6 +61,7 @@ class Tracker:
         self._cost = cost
         self._credit_share = credit_share
         self._lengths = LengthEstimator()
+        self._thinking = LengthEstimator()  # of first phases
         self._tokenizer = tokenizer
         self._events = EventWriter(config.events_of(rank))
         self._arrivals = 0
@@ -103,12 +104,15 @@ class Tracker:
         )
         state.served_s = now_s
         state.left_tokens, state.sure_tokens = self._lengths.expect(state), self._lengths.at_least(state)
+        state.most_tokens = self._lengths.at_most(state)
         req.slo_state = state
-        req.slo_marker = None
-        if slo is not None and slo.think_end is not None:
-            if self._tokenizer() is None:
-                raise ValueError(f"slo.think_end={slo.think_end!r} needs the server's tokenizer, which is switched off")
-            req.slo_marker = MarkerWatch(self._tokenizer(), slo.think_end)
+        markers = [phase.until for phase in slo.all_phases if phase.until is not None] if slo is not None else []
+        if markers and self._tokenizer() is None:
+            field = "think_end" if slo is not None and slo.phases is None else "phases"
+            raise ValueError(f"slo.{field}={markers[0]!r} needs the server's tokenizer, which is switched off")
+        if markers:
+            state.think_tokens = self._thinking.expect(state)
+        req.slo_markers = MarkerWatch(self._tokenizer(), markers) if markers else None
         self._arrivals += 1
         if not state.constrained:
             self.announce([state])
@@ -243,8 +247,12 @@ class Tracker:
         state = self.state(req)
         while state.output_tokens < len(req.output_ids):
             state.token(now_s)
-            if state.thinking and req.slo_marker.completed_by(req.output_ids, state.output_tokens - 1):
-                state.end_thinking()
+            if state.thinking and req.slo_markers.completed_by(req.output_ids, state.output_tokens - 1):
+                if len(state.seen) == 1:
+                    self._thinking.finished(state)
+                state.next_phase()
+            elif state.timed and state.output_tokens % CHECK_EVERY_TOKENS == 0:
+                state.expect(self._lengths.at_most(state), self._thinking.expect(state))
 
     def receipt(self, req: Req) -> dict[str, Any] | None:
         """The receipt of a request that has just finished; None where it asked for nothing."""

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from slos_sglang.slo import SLO, WireSLO
+from slos_sglang.slo import SLO, WireSLO, encode_phases
 
 clock = time.monotonic
 ids = random.Random()
@@ -154,6 +154,8 @@ class Scope:
             tpot_ms=slo.tpot_ms,
             think_tpot_ms=slo.think_tpot_ms,
             think_end=slo.think_end,
+            answer_ttft_ms=slo.answer_ttft_ms,
+            phases=encode_phases(slo.phase_list) if slo.phase_list else None,
             budget_ms=None if left_ms is None else round(left_ms, 1),
             value=slo.value,
             on_decline=slo.on_decline,

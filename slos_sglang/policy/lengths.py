@@ -22,6 +22,7 @@ class LengthEstimator:
 
     quantile  share of outputs that are to be no longer than estimated
     sure      share of outputs that may be shorter than they surely are
+    most      share of outputs that are no longer than they are at most
     scale     factor on every estimate: for experiments with wrong ones
     memory    how many of the latest outputs of a kind count
     enough    fewer longer ones than this do not make an estimate
@@ -29,6 +30,7 @@ class LengthEstimator:
 
     quantile: float = 0.7
     sure: float = 0.2
+    most: float = 0.95
     scale: float = 1.0
     memory: int = 512
     enough: int = 8
@@ -52,6 +54,16 @@ class LengthEstimator:
         seen = self._sorted.get(_kind(request), [])
         known = seen[int(self.sure * len(seen))] if len(seen) >= self.enough else 1
         return max(int(min(known, request.max_tokens) * self.scale), 1)
+
+    def at_most(self, request: Request) -> int:
+        """Output tokens that it has at most in all, by those that had more than it has; its cap where too few had."""
+        done, cap = request.output_tokens, request.max_tokens
+        seen = self._sorted.get(_kind(request), [])
+        longer = len(seen) - (skip := bisect_right(seen, done))
+        if longer < self.enough:
+            return cap
+        most = seen[skip + min(int(self.most * longer), longer - 1)]
+        return min(done + max(int((most - done) * self.scale), 1), cap)
 
     def finished(self, request: Request) -> None:
         """`request` ended by itself after its `output_tokens`."""

@@ -7,6 +7,9 @@ Two schedules run side by side. The *pace* starts at the first token and is what
 token is on pace, the mean TPOT holds, as serving benchmarks judge it. The slack of an early first token lends it some
 credit, repaid by a faster pace within the tokens that it surely has. The *rule* starts at the later of TTFT target and
 first token: by it a receipt says "attained" (token-deadline rule). The pace is never later.
+
+What has to be done by a time (a budget, the first token after thinking) gives a pace too: what is left of the time over
+the tokens there may still be, looked at anew as tokens come. It plans, it is no target: the time itself is.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from slos_sglang.policy.batch_time import CostModel
-from slos_sglang.slo import WireSLO
+from slos_sglang.slo import Phase, WireSLO
 
 INF = math.inf
 # Token-deadline rule: 5 % tolerance, checked every 10 tokens and at the end.
@@ -30,6 +33,41 @@ def _seconds(ms: float | None) -> float:
     return INF if ms is None else ms / 1e3
 
 
+def _rest_ms(slo: WireSLO, cost: CostModel, decode_ms: float) -> float:
+    """What the calls that are said to follow take on an idle server, ms, a decode step of theirs as one of this."""
+    if not slo.rest_calls:
+        return 0.0
+    prompt_ms = cost.prefill_ms(max(round(slo.rest_prompt_tokens or 0.0), 1)) - cost.const_ms
+    return slo.rest_calls * cost.const_ms + prompt_ms + (slo.rest_output_tokens or 0.0) * decode_ms
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class PhaseSeen:
+    """What happened in one phase of the output; times on the scheduler's clock, s.
+
+    tokens_before  output tokens before it        began_s  when the last of them was there; inf: none was
+    first_s        its first token                ended_s  its last one so far, the last of its end text included
+    """
+
+    phase: Phase
+    tokens_before: int = 0
+    began_s: float = INF
+    tokens: int = 0
+    first_s: float = INF
+    ended_s: float = INF
+
+    @property
+    def awaited(self) -> bool:
+        """Its first token is to be there by a time, and is not there yet."""
+        return self.phase.first_ms is not None and self.first_s == INF
+
+    @property
+    def tpot_s(self) -> float:
+        """Mean time per token, the gap before its first one included where there is one; inf: no gap."""
+        gaps = self.tokens - (self.began_s == INF)
+        return (self.ended_s - (self.first_s if self.began_s == INF else self.began_s)) / gaps if gaps > 0 else INF
+
+
 @dataclass(slots=True, eq=False, kw_only=True)
 class Request:
     """One generation call.
@@ -38,7 +76,9 @@ class Request:
     max_tokens       cap on the output; a cap, not an estimate of its length
     left_tokens      output tokens still expected: an estimate, exact only where a run says that lengths are known
     sure_tokens      output tokens it has at least in most cases, from its first; as `left_tokens`
+    most_tokens      output tokens it has at most in nearly all cases, from its first: deadlines are planned by them
     think_tokens     how many of `left_tokens` are thinking; no bound where nobody knows
+    thinking         a later phase is to come
     ttft_s, tpot_s   targets, seconds; `tpot_s` is the current phase's
     deadline_s       when the whole call must have ended (its budget), absolute
     uncached_tokens  prompt tokens still to be computed
@@ -55,6 +95,7 @@ class Request:
     max_tokens: int = 1 << 30
     left_tokens: int = 1 << 30
     sure_tokens: int = 1 << 30
+    most_tokens: int = 1 << 30
     think_tokens: int = 1 << 30
     # Whatever the engine or simulator needs to find its own object again; the policy never looks at it.
     handle: Any = None
@@ -79,16 +120,25 @@ class Request:
     served_s: float = 0.0
     kept: bool = True
     preemptions: int = 0
-    phases: list[str] = field(default_factory=list)
+    seen: list[PhaseSeen] = field(default_factory=list)
+    to_come: list[Phase] = field(default_factory=list)
+    # Until when the first token of a later phase must be there.
+    phase_due_s: float = INF
 
     # The pace: TPOT that batches are planned with, and when the token last produced was due by it.
     pace_s: float = INF
     answer_pace_s: float = INF
     paced_s: float = INF
     credit_s: float = 0.0
-    # While credit is repaid: tokens until it is, and the pace from then on.
+    # While credit is repaid: tokens until it is, by how much faster each of them comes, and the pace from then on.
     repay_tokens: int = 0
+    repay_s: float = 0.0
     full_pace_s: float = INF
+    # When the last token is to be there by plan (no later than the deadline), the time that a token takes at least, and
+    # the pace that is needed for what has a time.
+    aim_s: float = INF
+    least_s: float = 0.0
+    needed_s: float = INF
     first_due_s: float = INF
     # Until when the rule lets an early first token's slack count, and how far the pace is ahead of the rule.
     slack_until_s: float = -INF
@@ -117,7 +167,7 @@ class Request:
     def lost(self, now_s: float) -> bool:
         """True once a target was missed, or can only be missed."""
         late = not self.output_tokens and now_s > self.arrival_s + self.ttft_s * TOLERANCE
-        return late or not self.kept or now_s > self.deadline_s
+        return late or not self.kept or now_s > self.deadline_s or now_s > self._phase_limit_s
 
     def hopeful(self, now_s: float) -> bool:
         """True where it was promised nothing, and could still be in time."""
@@ -128,10 +178,11 @@ class Request:
     ) -> None:
         """Turn the SLO into seconds, once `uncached_tokens` and `context_tokens` are known.
 
-        A TTFT slowdown is relative to the zero-load prefill of the uncached tokens. A call with a budget and no TPOT is
-        paced as if the whole of it, prefill and up to `max_tokens` decodes, were slowed down alike to fill the budget.
-        The first token is planned `delivery_ms` early: what it takes from the scheduler to the client. `credit_share`
-        of the expected output's time is what later tokens may be lent of an early first token's slack.
+        A TTFT slowdown is relative to the zero-load prefill of the uncached tokens. A budget leaves time for the calls
+        and gaps that are said to follow; the rest is this call's, and where nothing tighter is asked for, prefill and
+        tokens (as many as there may be) are slowed down alike to fill it. What must reach the client is planned
+        `delivery_ms` early: so long is the way from the scheduler to there. `credit_share` of the expected output's
+        time is what later tokens may be lent of an early first token's slack.
         """
         slo = self.slo
         if slo is None or not slo.constrained:
@@ -142,27 +193,84 @@ class Request:
         if ttft_ms is not None and min_ttft_ms is not None:
             ttft_ms = max(ttft_ms, min_ttft_ms)
         self.ttft_s = _seconds(ttft_ms)
-        self.answer_tpot_s = _seconds(slo.tpot_ms)
-        self.thinking = slo.think_end is not None
-        self.tpot_s = _seconds(slo.think_tpot_ms) if self.thinking else self.answer_tpot_s
-        self.phases = ["think" if self.thinking else "answer"]
-        self.pace_s, self.answer_pace_s = self.tpot_s, self.answer_tpot_s
+        phase, *self.to_come = slo.all_phases
+        self._enter(phase)
+        delivery_s = delivery_ms / 1e3
+        decode_ms = cost.const_ms + cost.decode_token_ms(self.uncached_tokens + self.context_tokens)
+        self.least_s = decode_ms / 1e3
         self.first_due_s = self.arrival_s + self.ttft_s
         if slo.budget_ms is not None:
             self.deadline_s = self.arrival_s + slo.budget_ms / 1e3
-            decode_ms = cost.const_ms + cost.decode_token_ms(self.uncached_tokens + self.context_tokens)
-            slowdown = max(slo.budget_ms / (prefill_ms + self.max_tokens * decode_ms), 1.0)
-            self.pace_s = min(self.pace_s, slowdown * decode_ms / 1e3)
-            self.answer_pace_s = min(self.answer_pace_s, slowdown * decode_ms / 1e3)
+            here_ms = prefill_ms + self._most_left() * decode_ms
+            free_ms = slo.budget_ms - (slo.rest_gaps_ms or 0.0)
+            slowdown = max(free_ms / (here_ms + _rest_ms(slo, cost, decode_ms)), 1.0)
+            self.aim_s = min(self.arrival_s + slowdown * here_ms / 1e3, self.deadline_s) - delivery_s
             self.first_due_s = min(self.first_due_s, self.arrival_s + slowdown * prefill_ms / 1e3)
-        self.first_due_s -= delivery_ms / 1e3
+        self.first_due_s -= delivery_s
         if self.ttft_s < INF:
-            self.slack_until_s = self.arrival_s + self.ttft_s - delivery_ms / 1e3
+            self.slack_until_s = self.arrival_s + self.ttft_s - delivery_s
         if self.tpot_s == INF:
             self.reserve_s = INF  # nothing rules the tokens one by one
         else:
             self.credit_s = credit_share * min(self.sure_tokens, self.max_tokens) * self.tpot_s
+        self._need()
         self.due_s = min(self.first_due_s, self.deadline_s)
+
+    @property
+    def timed(self) -> bool:
+        """True where its pace hangs on how many tokens are to come."""
+        return self.aim_s < INF or self.phase_due_s < INF
+
+    def expect(self, most_tokens: int, think_tokens: int) -> None:
+        """Other lengths are expected now: what has to be done by a time is paced by them."""
+        self.most_tokens, self.think_tokens = most_tokens, think_tokens
+        if self.output_tokens and self.kept:
+            self._need()
+            self.due_s = min(self.paced_s + self.pace_s, self.deadline_s)
+
+    def _most_left(self) -> int:
+        return max(min(self.most_tokens, self.max_tokens) - self.output_tokens, 1)
+
+    def _need(self) -> None:
+        """Look anew at the pace that is needed for what has a time; `foresee` goes by the one it finds."""
+        if self.timed:
+            from_s = self.paced_s if self.output_tokens else self.first_due_s
+            if from_s == INF:  # no first token yet, and nothing says when it is due
+                from_s = self.arrival_s
+            left, until = self._most_left(), self._until_awaited()
+            within_s = min((self.aim_s - from_s) / left, (self.phase_due_s - from_s) / until)
+            self.needed_s = max(within_s, self.least_s)
+        else:
+            self.needed_s = INF
+        self._set_pace()
+
+    def _set_pace(self) -> None:
+        """The pace: the phase's TPOT, or what is needed, and faster while credit is repaid."""
+        self.full_pace_s = min(self.tpot_s, self.needed_s)
+        self.pace_s = self.full_pace_s - self.repay_s
+        self.answer_pace_s = min(self.answer_tpot_s, self.needed_s if self.aim_s < INF else INF)
+
+    def _until_awaited(self) -> int:
+        """Tokens up to the one that `phase_due_s` is for; all there may be where nobody knows."""
+        if len(self.seen) > 1:
+            return 1 if self.seen[-1].awaited else self._most_left()
+        return min(max(self.think_tokens, 0), self._most_left()) + 1
+
+    def _enter(self, phase: Phase) -> None:
+        """`phase` paces from here on."""
+        first = not self.seen
+        self.seen.append(
+            PhaseSeen(phase=phase, tokens_before=self.output_tokens, began_s=INF if first else self.served_s)
+        )
+        self.thinking = bool(self.to_come)
+        self.tpot_s = _seconds(phase.tpot_ms)
+        self.answer_tpot_s = min((_seconds(later.tpot_ms) for later in self.to_come), default=self.tpot_s)
+        self._await_phase()
+
+    def _await_phase(self) -> None:
+        awaited = [self.seen[-1].phase] if self.seen[-1].awaited else self.to_come
+        first_ms = next((phase.first_ms for phase in awaited if phase.first_ms is not None), None)
+        self.phase_due_s = INF if first_ms is None else self.arrival_s + first_ms / 1e3
 
     @property
     def ttft_due_s(self) -> float:
@@ -188,8 +296,9 @@ class Request:
             early_s = max(self.slack_until_s - now_s, 0.0)
             lent_s = min(early_s, self.credit_s)
             self.paced_s = now_s + lent_s
-            self.full_pace_s, self.repay_tokens = self.pace_s, max(self.sure_tokens - 1, 1)
-            self.pace_s -= lent_s / self.repay_tokens
+            self.repay_tokens = max(self.sure_tokens - 1, 1)
+            self.repay_s = lent_s / self.repay_tokens
+            self._set_pace()
             self.reserve_s += early_s - lent_s
             self.ruled_s = now_s if self.ttft_s == INF else max(now_s, self.arrival_s + self.ttft_s)
             self.kept &= now_s <= self.arrival_s + self.ttft_s * TOLERANCE
@@ -199,24 +308,53 @@ class Request:
             self.ruled_s = max(self.ruled_s, now_s) if self.tpot_s == INF else self.ruled_s + self.tpot_s
             self.repay_tokens -= 1
             if self.repay_tokens == 0 and not self.thinking:
-                self.pace_s = self.full_pace_s
+                self.pace_s, self.repay_s = self.full_pace_s, 0.0
             if self.output_tokens % CHECK_EVERY_TOKENS == 0:
                 self._check(now_s)
+        if self.seen and self.seen[-1].first_s == INF:
+            self._first_of_phase(now_s)
         self.due_s = min(self.paced_s + self.pace_s, self.deadline_s)
+
+    def _first_of_phase(self, now_s: float) -> None:
+        awaited = self.seen[-1].awaited
+        self.seen[-1].first_s = now_s
+        if awaited:
+            self.kept &= now_s <= self._phase_limit_s
+            self._await_phase()
+            self._need()
+
+    @property
+    def _phase_limit_s(self) -> float:
+        return self.arrival_s + (self.phase_due_s - self.arrival_s) * TOLERANCE
 
     def finish(self, now_s: float) -> None:
         """The last token was produced by `now_s`: the end is checked too, and the budget."""
         if self.output_tokens > 1:
             self._check(now_s)
         self.kept &= now_s <= self.deadline_s
+        self.kept &= self.phase_due_s == INF  # the token that was to be there by then never came
+        self._end_phase()
 
-    def end_thinking(self) -> None:
-        """The end-of-thinking text has appeared: from the next token on the answer's TPOT paces."""
-        if self.thinking:
-            self.thinking = False
-            self.tpot_s, self.pace_s, self.repay_tokens = self.answer_tpot_s, self.answer_pace_s, 0
-            self.due_s = min(self.paced_s + self.pace_s, self.deadline_s)
-            self.phases.append("answer")
+    @property
+    def phases(self) -> list[str]:
+        """Names of the phases that the output has had."""
+        return [seen.phase.name for seen in self.seen]
+
+    def next_phase(self) -> None:
+        """The text that ends the phase has appeared: the next token is the first of the next one."""
+        if not self.to_come:
+            return
+        self._end_phase()
+        self.repay_tokens, self.repay_s = 0, 0.0
+        awaited = self.phase_due_s < INF
+        self._enter(self.to_come.pop(0))
+        self._need() if awaited else self._set_pace()
+        self.due_s = min(self.paced_s + self.pace_s, self.deadline_s)
+
+    def _end_phase(self) -> None:
+        if self.seen:
+            seen = self.seen[-1]
+            seen.tokens, seen.ended_s = self.output_tokens - seen.tokens_before, self.served_s
 
     def _check(self, now_s: float) -> None:
         start_s = self.first_token_s if self.ttft_s == INF else max(self.first_token_s, self.arrival_s + self.ttft_s)

@@ -373,7 +373,7 @@ class Replica:
             ended.append(call)
             return
         if request.output_tokens >= stage.think_tokens:
-            request.end_thinking()
+            request.next_phase()
         self._estimate(request)
         self._set_mark(call)
 
@@ -381,6 +381,7 @@ class Replica:
         if self._lengths:
             request.left_tokens = self._lengths.expect(request)
             request.sure_tokens = self._lengths.at_least(request)
+            request.expect(self._lengths.at_most(request), request.think_tokens)
 
     def _set_mark(self, call: Call) -> None:
         request, stage = call.request, call.stage

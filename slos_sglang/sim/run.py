@@ -231,7 +231,8 @@ class _Simulation:
         if self.lengths == "estimated":
             return
         factor = 1.0 if self.lengths == "oracle" else float(self.lengths)
-        request.left_tokens = request.sure_tokens = max(round(stage.output_tokens * factor), 1)
+        request.left_tokens = max(round(stage.output_tokens * factor), 1)
+        request.sure_tokens = request.most_tokens = request.left_tokens
         if stage.think_tpot_ms is not None:
             request.think_tokens = max(round(stage.think_tokens * factor), 1)
 

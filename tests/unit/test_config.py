@@ -54,6 +54,16 @@ def test_without_classes_or_default_nothing_is_changed_or_invented() -> None:
 targets = st.none() | st.floats(0.1, 1e6)
 
 
+def test_targets_of_phases_are_bounded_too() -> None:
+    config = SLOConfig.model_validate({"classes": [{"min_ttft_ms": 300, "min_tpot_ms": 40}]})
+    phases = "name=think&tpot_ms=10&until=x;name=answer&tpot_ms=50&first_ms=100"
+    clamped = config.effective(WireSLO(phases=phases))
+    assert clamped is not None
+    assert clamped["phases"] == "name=think&tpot_ms=40.0&until=x;name=answer&tpot_ms=50.0&first_ms=300.0"
+    clamped = config.effective(WireSLO(answer_ttft_ms=100))
+    assert clamped is not None and clamped["answer_ttft_ms"] == 300
+
+
 @given(
     asked=st.builds(WireSLO, ttft_ms=targets, tpot_ms=targets, think_tpot_ms=targets, value=st.floats(0.1, 100)),
     bounds=st.builds(SLOClass, min_ttft_ms=targets, min_tpot_ms=targets, max_value=targets),

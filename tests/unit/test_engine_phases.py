@@ -46,7 +46,7 @@ def test_a_thousand_random_splits(tokenizer: Tokenizer) -> None:
                 ids += tokenizer.encode(piece, add_special_tokens=False).ids
             else:
                 ids += [of_byte[byte] for byte in piece.encode()]
-        watch = MarkerWatch(tokenizer, marker)
+        watch = MarkerWatch(tokenizer, [marker])
         seen = next((i for i in range(len(ids)) if watch.completed_by(ids, i)), None)
         whole = (i for i in range(len(ids)) if marker in tokenizer.decode(ids[: i + 1], skip_special_tokens=False))
         expected = next(whole, None)
@@ -55,9 +55,37 @@ def test_a_thousand_random_splits(tokenizer: Tokenizer) -> None:
     assert completed == 1000
 
 
+def test_several_markers_in_a_thousand_random_splits(tokenizer: Tokenizer) -> None:
+    """Each is found at the token that completes it, after the one before it; also where all are the same text."""
+    rng = random.Random(1)
+    of_byte = byte_tokens(tokenizer)
+    found = 0
+    for _ in range(1000):
+        markers = [rng.choice(MARKERS) for _ in range(rng.randint(2, 4))]
+        text = "".join(f"{rng.choice(('', 'so ', 'é漢', '<thi'))}{marker}" for marker in markers) + "end"
+        ids: list[int] = []
+        while text:
+            size = rng.randint(1, 6)
+            piece, text = text[:size], text[size:]
+            whole = tokenizer.encode(piece, add_special_tokens=False).ids
+            ids += whole if rng.random() < 0.5 else [of_byte[byte] for byte in piece.encode()]
+        watch = MarkerWatch(tokenizer, markers)
+        seen = [i for i in range(len(ids)) if watch.completed_by(ids, i)]
+        expected, after = [], 0
+        for marker in markers:
+            ends = (i for i in range(after, len(ids)) if marker in tokenizer.decode(ids[after : i + 1], False))
+            if (end := next(ends, None)) is None:
+                break
+            expected.append(end)
+            after = end + 1
+        assert seen == expected, (markers, ids)
+        found += len(seen)
+    assert found > 2000
+
+
 def test_a_special_token_can_end_thinking(tokenizer: Tokenizer) -> None:
     ids = [*tokenizer.encode("a b", add_special_tokens=False).ids, tokenizer.token_to_id("</think>")]
-    watch = MarkerWatch(tokenizer, "</think>")
+    watch = MarkerWatch(tokenizer, ["</think>"])
     assert [watch.completed_by(ids, i) for i in range(len(ids))] == [False] * (len(ids) - 1) + [True]
 
 
@@ -70,7 +98,7 @@ def test_only_a_bounded_window_is_decoded() -> None:
             lengths.append(len(token_ids))
             return ""
 
-    watch = MarkerWatch(Counting(), "</think>")
+    watch = MarkerWatch(Counting(), ["</think>"])
     for index in range(0, 10_000, 999):
         watch.completed_by(range(10_000), index)
     assert max(lengths) < 16

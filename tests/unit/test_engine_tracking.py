@@ -91,6 +91,62 @@ def test_tokens_count_at_the_tick_and_by_its_time() -> None:
     assert state.due_s == 100.75
 
 
+class Letters:
+    """A tokenizer with a token a letter."""
+
+    def decode(self, token_ids: list[int], skip_special_tokens: bool = True) -> str:
+        return "".join(map(chr, token_ids))
+
+
+def answered(tracked: Tracker, slo: dict[str, Any], text: str, *, every_s: float = 0.1) -> dict[str, Any]:
+    """The receipt of a request that was answered with `text`, a letter a step."""
+    asked = req(slo)
+    asked.sampling_params.max_new_tokens = 64
+    tracked.enqueue(asked, 100.0, is_retracted=False)
+    tracked.measure(asked, computed=0)
+    tracked.settle(100.0)
+    for n, letter in enumerate(text[:-1], start=1):
+        step(tracked, asked, now_s=100.0, token=ord(letter))
+        tracked.settle(100.0 + n * every_s)
+    asked.output_ids.append(ord(text[-1]))
+    given = tracked.receipt(asked)
+    assert given is not None
+    return given
+
+
+def test_the_receipt_has_every_phase_and_what_it_took() -> None:
+    slo = {"phases": "name=think&tpot_ms=200&until=%3C%2Ft%3E;name=plan&tpot_ms=50&until=!;name=answer&first_ms=5000"}
+    given = answered(tracker(tokenizer=Letters()), slo, "ab</t>cd!efgh")
+    assert given["phases"] == "think,plan,answer" and "missing" not in given
+    assert [(p["name"], p["tokens"]) for p in given["by_phase"]] == [("think", 6), ("plan", 3), ("answer", 4)]
+    assert [p["tpot_ms"] for p in given["by_phase"][:2]] == [pytest.approx(100), pytest.approx(100)]
+    assert [p["tpot_target_ms"] for p in given["by_phase"]] == [200, 50, None]
+    assert [p["first_ms"] for p in given["by_phase"]] == [pytest.approx(n * 100) for n in (1, 7, 10)]
+    assert given["by_phase"][2]["first_target_ms"] == 5000
+
+
+def test_a_marker_that_never_comes_is_named() -> None:
+    given = answered(tracker(tokenizer=Letters()), {"think_tpot_ms": 200.0}, "abcdefgh")
+    assert given["phases"] == "think" and given["missing"] == "</think>"
+    assert [p["name"] for p in given["by_phase"]] == ["think"]
+
+
+def test_one_phase_needs_no_list() -> None:
+    assert "by_phase" not in answered(tracker(), {"tpot_ms": 200.0}, "abc")
+
+
+def test_earlier_calls_of_a_stage_say_how_long_this_one_thinks_and_talks() -> None:
+    tracked = tracker(tokenizer=Letters())
+    slo = {"stage": "s", "answer_ttft_ms": 5000.0, "budget_ms": 9000.0}
+    for _ in range(8):
+        answered(tracked, slo, "ab</think>cdef")
+    asked = req(slo)
+    asked.sampling_params.max_new_tokens = 64
+    tracked.enqueue(asked, 100.0, is_retracted=False)
+    state = Tracker.state(asked)
+    assert (state.think_tokens, state.most_tokens, state.left_tokens) == (10, 14, 14)
+
+
 def test_a_request_that_never_was_queued_has_no_receipt() -> None:
     assert tracker().receipt(req({"tpot_ms": 5.0})) is None
 

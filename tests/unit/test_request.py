@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from slos_sglang.measure import attainment
 from slos_sglang.policy.batch_time import CostModel, Piece
 from slos_sglang.policy.request import INF, Request
-from slos_sglang.slo import WireSLO
+from slos_sglang.slo import Phase, WireSLO, encode_phases
 
 COST = CostModel(Piece(tokens_ms=0.1, requests_ms=0.4, const_ms=6.5))
 
@@ -86,15 +86,127 @@ def test_a_budget_slows_prefill_and_decode_alike() -> None:
     assert r.ttft_s == r.tpot_s == INF, "a pace that was derived is no target"
 
 
+def test_a_budget_is_paced_by_the_output_there_may_be_not_by_the_cap() -> None:
+    r = Request(rid="r", seq=0, arrival_s=10.0, slo=WireSLO(budget_ms=2 * (16.9 + 9 * 7)), most_tokens=9)
+    r.uncached_tokens = 100
+    r.set_targets(COST)
+    assert r.pace_s == pytest.approx(2 * 7 / 1e3)
+
+
+def test_an_early_first_token_leaves_its_time_to_the_others() -> None:
+    r = request(WireSLO(budget_ms=2 * (16.9 + 9 * 7)), cap=9)
+    r.token(10.0 + 16.9 / 1e3)
+    assert r.pace_s == pytest.approx(2 * 7 / 1e3), "what was promised stands on it"
+    r.expect(9, 1 << 30)
+    assert r.pace_s == pytest.approx((r.deadline_s - r.paced_s) / 8)
+    assert r.due_s == pytest.approx(r.paced_s + r.pace_s) and r.pace_s > 2 * 7 / 1e3
+
+
+def test_the_pace_is_looked_at_anew_when_other_lengths_are_expected() -> None:
+    r = request(WireSLO(budget_ms=1000), cap=100)
+    for n in range(10):
+        r.token(10.1 + 0.01 * n)
+    r.expect(20, 1 << 30)
+    slower = r.pace_s
+    assert slower == pytest.approx((11.0 - r.paced_s) / 10)
+    r.expect(60, 1 << 30)
+    assert r.pace_s == pytest.approx((11.0 - r.paced_s) / 50) and r.due_s == pytest.approx(r.paced_s + r.pace_s)
+    r.expect(1 << 30, 1 << 30)
+    assert r.pace_s == pytest.approx((11.0 - r.paced_s) / 90), "no more than the cap"
+
+
+def test_no_pace_is_faster_than_the_server() -> None:
+    assert request(WireSLO(budget_ms=1), cap=50).pace_s == pytest.approx(7 / 1e3)
+
+
+def test_a_tpot_tighter_than_the_budget_needs_stays() -> None:
+    r = request(WireSLO(budget_ms=100_000, tpot_ms=20), cap=9)
+    assert r.pace_s == 0.02
+    r.token(10.1)
+    assert r.pace_s == 0.02
+
+
+def test_what_is_to_follow_has_its_share_of_the_budget() -> None:
+    """One more call that costs as much as this one, and a tool in between."""
+    alone = request(WireSLO(budget_ms=2000), cap=9)
+    r = request(
+        WireSLO(budget_ms=4300, rest_calls=1, rest_prompt_tokens=100, rest_output_tokens=9, rest_gaps_ms=300), cap=9
+    )
+    assert r.deadline_s == pytest.approx(14.3), "the promise is the program's"
+    assert (r.pace_s, r.due_s) == (pytest.approx(alone.pace_s), pytest.approx(alone.due_s))
+
+
+def test_delivery_is_planned_for() -> None:
+    r = Request(rid="r", seq=0, arrival_s=10.0, slo=WireSLO(budget_ms=1000), max_tokens=9)
+    r.uncached_tokens = 100
+    r.set_targets(COST, delivery_ms=6.0)
+    assert r.first_due_s + 9 * r.pace_s == pytest.approx(11.0 - 0.006)
+
+
+def phased(*phases: Phase, cap: int = 64, **targets: float) -> Request:
+    return request(WireSLO(phases=encode_phases(phases), **targets), cap=cap)  # type: ignore[arg-type]
+
+
+def test_any_number_of_phases_follow_each_other() -> None:
+    r = phased(
+        Phase(name="think", tpot_ms=50, until="a"), Phase(name="plan", until="b"), Phase(name="answer", tpot_ms=100)
+    )
+    assert r.thinking and r.tpot_s == 0.05 and r.answer_tpot_s == 0.1, "the tightest that is to come"
+    r.token(10.1)
+    r.token(10.2)
+    r.next_phase()
+    assert r.thinking and r.tpot_s == INF
+    r.token(10.5)
+    r.next_phase()
+    assert not r.thinking and r.tpot_s == 0.1
+    r.token(10.6)
+    r.token(10.8)
+    r.next_phase()
+    r.finish(10.8)
+    assert r.phases == ["think", "plan", "answer"]
+    assert [seen.tokens for seen in r.seen] == [2, 1, 2]
+    assert [seen.tpot_s for seen in r.seen] == [pytest.approx(gap) for gap in (0.1, 0.3, 0.15)]
+
+
+def test_the_first_token_after_thinking_is_due_and_paces_thinking() -> None:
+    r = request(WireSLO(answer_ttft_ms=1000, tpot_ms=500))
+    r.think_tokens = 9
+    r.token(10.1)
+    r.expect(64, r.think_tokens)
+    assert r.pace_s == pytest.approx((11.0 - 10.1) / 9), "eight more, and the first of the answer"
+    for n in range(1, 9):
+        r.token(10.1 + 0.1 * n)
+    r.next_phase()
+    assert r.due_s == pytest.approx(11.0) and not r.lost(11.0)
+    r.token(10.99)
+    assert r.kept and r.pace_s == 0.5
+    r.finish(10.99)
+    assert r.kept
+
+
+@pytest.mark.parametrize("came", [True, False])
+def test_a_late_first_token_of_the_answer_is_a_miss_and_so_is_none(came: bool) -> None:
+    r = request(WireSLO(answer_ttft_ms=1000))
+    r.token(10.1)
+    assert not r.lost(11.0) and r.lost(11.06)
+    if came:
+        r.next_phase()
+        r.token(11.06)
+        assert not r.kept
+    else:
+        r.finish(10.2)
+        assert not r.kept, "nothing of it was there by then"
+
+
 def test_thinking_ends_at_the_marker() -> None:
     r = request(WireSLO(ttft_ms=500, think_tpot_ms=50, tpot_ms=100))
     r.token(10.1)
     r.token(10.15)
     assert r.due_s == pytest.approx(10.2)
-    r.end_thinking()
+    r.next_phase()
     assert r.due_s == pytest.approx(10.25) and r.phases == ["think", "answer"]
     r.token(10.25)
-    r.end_thinking()
+    r.next_phase()
     assert r.phases == ["think", "answer"], "once"
 
 

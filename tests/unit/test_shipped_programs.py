@@ -41,7 +41,7 @@ def call(tool, args=""):
 
 AGENT = (
     call("lookup", "Mont Blanc"),
-    call("search", "budget deadline"),
+    call("search", "absolute time inherited"),
     call("calculator", "8849 - 4806"),
     call("answer"),
     "Mount Everest is 4043 metres higher.",

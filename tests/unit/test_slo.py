@@ -8,10 +8,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slos_sglang.slo import HEADERS, SLO, WIRE_KEYS, WireSLO, nearest, parse_headers, parse_wire, presets
+from slos_sglang.slo import (
+    HEADERS,
+    SLO,
+    WIRE_KEYS,
+    Phase,
+    WireSLO,
+    decode_phases,
+    encode_phases,
+    nearest,
+    parse_headers,
+    parse_wire,
+    presets,
+)
 
-POSITIVE = ("ttft_ms", "ttft_slowdown", "tpot_ms", "think_tpot_ms", "value")
+POSITIVE = ("ttft_ms", "ttft_slowdown", "tpot_ms", "think_tpot_ms", "answer_ttft_ms", "value")
+REST = ("rest_calls", "rest_prompt_tokens", "rest_output_tokens", "rest_gaps_ms", "gap_ms")
 positive = st.one_of(st.integers(1, 10**9), st.floats(min_value=1e-6, max_value=1e9))
+ONE_OR_TWO = ("tpot_ms", "think_tpot_ms", "think_end", "answer_ttft_ms")
 finite = st.one_of(st.integers(-(10**9), 10**9), st.floats(allow_nan=False, allow_infinity=False))
 texts = st.text(min_size=1, max_size=8)
 not_a_number = st.one_of(
@@ -23,6 +37,20 @@ not_a_number = st.one_of(
 
 
 @st.composite
+def phase_lists(draw) -> list[Phase]:
+    names = draw(st.lists(st.from_regex(r"[a-z_-]{1,6}", fullmatch=True), min_size=1, max_size=5, unique=True))
+    return [
+        Phase(
+            name=name,
+            tpot_ms=draw(st.none() | positive),
+            first_ms=draw(st.none() | positive) if number else None,
+            until=draw(texts) if number < len(names) - 1 else None,
+        )
+        for number, name in enumerate(names)
+    ]
+
+
+@st.composite
 def wires(draw) -> WireSLO:
     optional = {
         "program": texts,
@@ -30,10 +58,15 @@ def wires(draw) -> WireSLO:
         "tpot_ms": positive,
         "think_tpot_ms": positive,
         "think_end": texts,
+        "answer_ttft_ms": positive,
         "budget_ms": finite,
+        **dict.fromkeys(REST, st.floats(0, 1e9)),
         draw(st.sampled_from(["ttft_ms", "ttft_slowdown"])): positive,
     }
     given = {name: draw(strategy) for name, strategy in optional.items() if draw(st.booleans())}
+    if draw(st.booleans()):
+        of_phases = {"phases": encode_phases(draw(phase_lists()))}
+        given = {key: value for key, value in given.items() if key not in ONE_OR_TWO} | of_phases
     return WireSLO(**given, value=draw(positive), on_decline=draw(st.sampled_from(["best_effort", "reject"])))
 
 
@@ -159,6 +192,69 @@ def test_constrained_means_a_target_is_set():
     assert all(WireSLO(**{name: 1}).constrained for name in (*POSITIVE[:-1], "budget_ms"))
 
 
+@given(phase_lists())
+def test_phases_survive_as_one_text(phases):
+    text = encode_phases(phases)
+    assert decode_phases(text) == tuple(phases) and text.count(";") == len(phases) - 1
+    slo = SLO.phases(phases, ttft_ms=5)
+    assert WireSLO(phases=encode_phases(slo.phase_list), ttft_ms=5).all_phases == tuple(phases)
+
+
+def test_phases_as_another_client_would_write_them():
+    text = "name=think&tpot_ms=50&until=%3C%2Fthink%3E;name=answer&first_ms=2e3"
+    assert decode_phases(text) == (
+        Phase(name="think", tpot_ms=50, until="</think>"),
+        Phase(name="answer", first_ms=2000),
+    )
+
+
+def test_thinking_and_answer_are_two_phases():
+    assert WireSLO(tpot_ms=5).all_phases == (Phase(name="answer", tpot_ms=5),)
+    assert WireSLO(think_tpot_ms=7, tpot_ms=5, answer_ttft_ms=900).all_phases == (
+        Phase(name="think", tpot_ms=7, until="</think>"),
+        Phase(name="answer", tpot_ms=5, first_ms=900),
+    )
+
+
+THINK = Phase(name="think", until="x")
+ANSWER = Phase(name="answer")
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: SLO.phases([]), "slo.phases must be at least one, not []"),
+        (lambda: SLO.phases([THINK]), "slo.phases: think: until must be None in the last phase, not 'x'"),
+        (lambda: SLO.phases([ANSWER, THINK]), "slo.phases: answer: until must say which text ends it, not None"),
+        (lambda: SLO.phases([THINK, THINK, ANSWER]), "slo.phases: a name must be there once, not 2 times: 'think'"),
+        (lambda: SLO.phases(["think"]), "slo.phases must be of Phase, not 'think'"),
+        (lambda: SLO.phases([THINK, ANSWER], tpot_ms=5), "slo.tpot_ms (5) is not for a call of named phases"),
+        (lambda: SLO.phases([THINK, ANSWER], think_end="x"), "slo.think_end ('x') is not for a call of named phases"),
+        (lambda: SLO.phases([Phase(name="a", first_ms=5)]), "slo.phases: a: first_ms must be None in the first phase"),
+        (lambda: Phase(name="a,b"), "slo.phases: a name must be of letters, digits, _ and -, not 'a,b'"),
+        (lambda: Phase(name="a", tpot_ms=-5), "slo.phases: a: tpot_ms must be greater than 0, not -5"),
+        (lambda: Phase(name="a", until=""), "slo.phases: a: until must be a non-empty text, not ''"),
+        (lambda: decode_phases("name=a&tpot=5"), "unknown key 'tpot' (value '5'); did you mean 'tpot_ms'?"),
+        (lambda: decode_phases("name=a&zzz=5"), "known keys: name, tpot_ms, first_ms, until"),
+        (lambda: decode_phases("name=a&tpot_ms=fast"), "slo.phases: tpot_ms must be a number, not 'fast'"),
+        (lambda: decode_phases("tpot_ms=5"), "slo.phases: a name must be of letters, digits, _ and -, not ''"),
+        (lambda: decode_phases("think"), "slo.phases: a phase must be written key=value&key=value, not 'think'"),
+        (lambda: parse_wire({"phases": 5}), "slo.phases must be a non-empty text, not 5"),
+        (lambda: parse_wire({"phases": "name=a&tpot_ms=nan"}), "tpot_ms must be a finite number, not nan"),
+    ],
+)
+def test_wrong_phases_are_named(make, message):
+    with pytest.raises(ValueError) as error:
+        make()
+    assert message in str(error.value)
+
+
+@given(st.sampled_from(REST), st.one_of(not_a_number, st.floats(max_value=-1e-9), st.integers(max_value=-1)))
+def test_what_remains_is_no_less_than_nothing(name, value):
+    with pytest.raises(ValueError, match=rf"slo\.{name} must be a finite number"):
+        parse_wire({name: value})
+
+
 def test_slos_are_frozen_and_keyword_only():
     with pytest.raises(FrozenInstanceError):
         SLO().tpot_ms = 5
@@ -167,7 +263,7 @@ def test_slos_are_frozen_and_keyword_only():
 
 
 def test_the_wire_has_every_target_of_the_program_side():
-    assert {f.name for f in fields(SLO)} - {"e2e_ms"} <= set(WIRE_KEYS)
+    assert {f.name for f in fields(SLO)} - {"e2e_ms", "phase_list"} <= set(WIRE_KEYS)
 
 
 def test_presets_are_those_of_the_interface():
