@@ -7,6 +7,7 @@ come, first served. Everything else is parked: it keeps its KV and sits the batc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -31,7 +32,8 @@ class Limits:
     best_effort_memory      where promised requests hold more than this share of the memory, nothing may slow them down
                             but turns: the sooner they end, the sooner the next one can be promised
     best_effort_max_wait_s  ageing: best effort that was not served for so long is due; nothing is promised meanwhile
-    min_chunk_tokens        a smaller chunk is not worth a row, unless it completes its prompt
+    min_chunk_steps         a chunk that takes less, in steps without any work, is not worth a row, unless it completes
+                            its prompt
     rides_ahead             decoders ride in a batch that come due within so many batches after it; others may not
     credit_share            share of the expected output's time that the slack of an early first token may lend later
                             tokens, which repay it by their end: it allows longer batches and still keeps the mean TPOT
@@ -42,7 +44,7 @@ class Limits:
     best_effort_steps: float = 3.0
     best_effort_memory: float = 0.5
     best_effort_max_wait_s: float = 5.0
-    min_chunk_tokens: int = 16
+    min_chunk_steps: float = 0.5
     rides_ahead: float = 10.0
     credit_share: float = 0.2
 
@@ -52,6 +54,11 @@ class Limits:
         if self.max_batch_ms is None:
             return MAX_BATCH * const_ms
         return max(self.max_batch_ms, ROOM_FOR_WORK * const_ms)
+
+    def min_chunk_tokens(self, cost: CostModel) -> int:
+        """The smallest chunk that is worth a row where it doesn't complete its prompt."""
+        token_ms = max(p.tokens_ms for p in cost.pieces)
+        return max(math.ceil(self.min_chunk_steps * cost.const_ms / max(token_ms, 1e-9)), 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +169,7 @@ def fill(
         # What is cached of it counts as free until it starts.
         claimed = 0 if request.started else prefix
         tokens = min(left, room, free_tokens - claimed)
-        if not more_prompts or tokens <= 0 or (tokens < left and tokens < limits.min_chunk_tokens):
+        if not more_prompts or tokens <= 0 or (tokens < left and tokens < limits.min_chunk_tokens(cost)):
             continue
         if not request.started and claimed + left > free_tokens:
             continue

@@ -128,7 +128,7 @@ def world_of(cost: CostModel, limits: Limits, memory: Memory, *, margin: float =
         const_ms=np.array([p.const_ms * margin for p in pieces]),
         max_batch_ms=limits.longest_ms(cost) * margin,
         rides_ahead=float(limits.rides_ahead),
-        min_chunk_tokens=limits.min_chunk_tokens,
+        min_chunk_tokens=limits.min_chunk_tokens(cost),
         memory_tokens=memory.capacity_tokens,
         block_tokens=memory.block_tokens,
     )
@@ -248,14 +248,18 @@ def choose(now_s: float, rows: Rows, prompts: Ints, world: World, take: Ints) ->
             break
     requests = tokens
     must_ms = batch_ms(tokens, requests, context, world)
-    # Behind: a prompt that is due before the decoders still gets a third of the time.
-    behind = head != _NOBODY and must_ms > window_ms and due_s(head, rows) <= tightest_s
-    window_ms = max(window_ms, must_ms * (1.5 if behind else 1.0))
+    # Late whatever is done: a third of the time goes to a prompt that is due before the decoders, or to the other
+    # decoders, who would each cost a batch's constant later.
+    late = must_ms > window_ms
+    behind = late and head != _NOBODY and due_s(head, rows) <= tightest_s
+    window_ms = max(window_ms, must_ms * (ROOM_FOR_WORK if late else 1.0))
 
     # 2. Prompts. One that is completed here has its first token when the batch ends, which must be before it is due.
     for i in prompts:
         if rows.left[i] == 0 or rows.uncached[i] == 0:
             continue
+        if late and not behind:
+            break
         if rows.held[i] == 0 and world.memory_tokens >= 0 and not fits(i, rows, take, world):
             continue
         room = chunk_tokens(tokens, requests, context, rows.context[i], window_ms, world)

@@ -165,9 +165,7 @@ class Scheduler:
         if not batch.size.requests and others:
             # Never idle while there is work: whatever the cost model believes, and though memory is short.
             first = min(others, key=lambda r: (r.uncached_tokens > 0, r.seq))
-            batch.add(
-                first, min(max(first.uncached_tokens, 1), limits.min_chunk_tokens) if first.uncached_tokens else 1
-            )
+            batch.add(first, min(first.uncached_tokens, limits.min_chunk_tokens(self.cost)) or 1)
             batch.predicted_ms = self.cost.batch_ms(batch.size)
         self._make_room(batch, memory, (), others)
         return batch

@@ -76,7 +76,7 @@ def test_a_batch_ends_before_a_first_token_it_completes_is_due() -> None:
 
 
 def test_a_crumb_of_a_chunk_is_left_out_unless_it_completes_the_prompt() -> None:
-    limits = Limits(max_batch_ms=1000, min_chunk_tokens=50)
+    limits = Limits(max_batch_ms=1000, min_chunk_steps=0.5)
     decoder = make("d", due_ms=12)
     assert plan([decoder], [make("p", due_ms=500, left=100)], limits) == ({"d"}, {})
     assert plan([decoder], [make("p", due_ms=500, left=19)], limits) == ({"d"}, {"p": 19})
