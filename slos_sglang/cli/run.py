@@ -146,7 +146,7 @@ def run_program(main: SglFunction, name: str, endpoint: str, args: dict[str, Any
         variables = dict(state.stream_executor.variables)
     except KeyError:
         # The body read the output of a call that failed.
-        if not any(call["error"] for call in around.receipts):
+        if not around.failures():
             raise
     return {
         "program": name,
@@ -155,7 +155,7 @@ def run_program(main: SglFunction, name: str, endpoint: str, args: dict[str, Any
         "transcript": transcript,
         "variables": variables,
         "calls": around.receipts,
-        "error": next((call["error"] for call in around.receipts if call["error"]), None),
+        "error": next(iter(around.failures()), None),
     }
 
 
@@ -169,6 +169,9 @@ def _show(report: dict[str, Any]) -> None:
     for heading in ("call", "tokens in", "out", "TTFT / target ms", "TPOT / target ms", "slack ms", "tier", "attained"):
         table.add_column(heading, justify="left" if heading == "call" else "right", no_wrap=True)
     for call in report["calls"]:
+        if "tool_ms" in call:
+            table.add_row(f"{call['stage']} (tool: {_cell(call['tool_ms'])} ms)")
+            continue
         receipt = call["receipt"] or {}
         table.add_row(
             call["stage"],

@@ -62,13 +62,14 @@ def execute(original: Original, self: StreamExecutor, other: Any) -> None:
             other.scope.closed()
     elif isinstance(other, SglGen | SglSelect):
         scope = (current() or new_run(None)).call(other.name, slo_of(other))
-        try:
-            with entered(scope), scope.working():
-                original(self, other)
-        except (RuntimeError, OSError) as error:  # any status but 200, and no answer
-            scope.record({}, error=str(error))
-            raise
-        scope.record(self.meta_info.get(other.name) or {})
+        with scope.working():
+            try:
+                with entered(scope):
+                    original(self, other)
+            except (RuntimeError, OSError) as error:  # any status but 200, and no answer
+                scope.record({}, error=str(error))
+                raise
+            scope.record(self.meta_info.get(other.name) or {})
     else:
         original(self, other)
     self.slos_idle_since_s = scopes.clock()
@@ -107,8 +108,9 @@ def select(original: Original, self: RuntimeEndpoint, *args: Any, **kwargs: Any)
 def run_program(original: Original, program: SglFunction, *args: Any, **kwargs: Any) -> ProgramState:
     """Run the body in the scope of a new run; with `stream=True` it has a thread with an empty context."""
     run = new_run(getattr(program, "slos_enclosing", current()))
+    run.function = f"{program.func.__module__}.{program.func.__qualname__}"
     inside = copy.copy(program)
-    inside.func = entered(run)(program.func)
+    inside.func = run.working()(entered(run)(program.func))
     with entered(run):
         state = original(inside, *args, **kwargs)
     state.slos_scope = run

@@ -22,11 +22,15 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from slos_sglang.lang.history import CallDone, History, Rest
 from slos_sglang.slo import SLO, WireSLO, encode_phases
 
 clock = time.monotonic
 ids = random.Random()
 """Source of program ids; seed it for reproducible ones."""
+
+history = History()
+"""What this process has seen of its programs."""
 
 KEPT_SHARE = 0.5
 """However much the stages before it overran, a stage keeps this share of its own budget."""
@@ -47,6 +51,8 @@ class Scope:
     names      names of the generation calls submitted inside so far
     receipts   what was sent and answered inside so far, in order of completion
     flexible   its budget is a part of the schedule of the budget around it; a call's own `e2e_ms` is not
+    function   of a program run: what its history is kept by
+    done       of a program run: its calls so far
     """
 
     program: str | None = None
@@ -58,6 +64,8 @@ class Scope:
     names: set[str] = field(default_factory=set)
     receipts: list[dict[str, Any]] = field(default_factory=list)
     flexible: bool = False
+    function: str | None = None
+    done: list[CallDone] = field(default_factory=list)
     _begun: bool = False
     # Blocks that are open and expressions that are not done, in here: at none it has ended.
     _open: int = 0
@@ -112,6 +120,12 @@ class Scope:
                 around = scope._budget_around()
                 if scope._open == 0 and scope.flexible and around is not None and scope.budget_ms is not None:
                     around._passed_on_s = scope.started_s - clock() + scope.budget_ms / 1000 + scope._spare()
+                if scope._open == 0 and scope.function is not None and not scope.failures():
+                    history.learn(scope.function, scope.done)
+
+    def failures(self) -> list[str]:
+        """What the server said to calls in here that it refused. (What a tool raised is the program's own matter.)"""
+        return [entry["error"] for entry in self.receipts if entry["error"] and "tool_ms" not in entry]
 
     @property
     def budget_ms(self) -> float | None:
@@ -146,6 +160,7 @@ class Scope:
         if self.slo is None and left_ms is None:
             return None
         slo = self.slo or SLO()
+        rest = self._rest()
         return WireSLO(
             program=self.program,
             stage=self.path or None,
@@ -159,7 +174,16 @@ class Scope:
             budget_ms=None if left_ms is None else round(left_ms, 1),
             value=slo.value,
             on_decline=slo.on_decline,
+            **(rest.to_dict() if rest is not None else {}),
         ).to_dict()
+
+    def _rest(self) -> Rest | None:
+        """What is expected to remain of the outermost program after this call."""
+        runs = [scope for scope in self._chain() if scope.function is not None]
+        if not runs or runs[-1].function is None:
+            return None
+        before = sum(call.stage == self.path for call in runs[-1].done)
+        return history.expect(runs[-1].function, self.path, before)
 
     def saw(self, names: Iterable[str]) -> None:
         """Note the names of submitted calls, here and in everything around."""
@@ -169,15 +193,50 @@ class Scope:
 
     def record(self, meta_info: Mapping[str, Any], error: str | None = None) -> None:
         """Note the end of this call, here and in everything around; `meta_info` is the server's."""
-        receipt = {
-            "stage": self.path,
-            "prompt_tokens": meta_info.get("prompt_tokens"),
-            "output_tokens": meta_info.get("completion_tokens"),
-            "receipt": meta_info.get("slo"),
-            "error": error,
-        }
+        prompt_tokens, output_tokens = meta_info.get("prompt_tokens"), meta_info.get("completion_tokens")
+        call = CallDone(
+            stage=self.path,
+            sent_s=self.started_s,
+            ended_s=clock(),
+            prompt_tokens=max((prompt_tokens or 0) - (meta_info.get("cached_tokens") or 0), 0),
+            output_tokens=output_tokens or 0,
+        )
+        self._note(
+            {
+                "stage": self.path,
+                "prompt_tokens": prompt_tokens,
+                "output_tokens": output_tokens,
+                "receipt": meta_info.get("slo"),
+                "error": error,
+            },
+            call,
+        )
+
+    def _note(self, entry: dict[str, Any], call: CallDone | None = None) -> None:
         for scope in self._chain():
-            scope.receipts.append(receipt)
+            scope.receipts.append(entry)
+            if call is not None and scope.function is not None:
+                scope.done.append(call)
+
+    @contextmanager
+    def tool(self, name: str) -> Iterator[None]:
+        """Something else than a generation call that the program waits for: its time goes into the receipts.
+
+        The entry has `stage` (the path, ending in `name`), `tool_ms`, and in `error` what the tool raised, if it did;
+        the exception passes on. Raises `ValueError` naming the value for a name that is none.
+        """
+        _check_name("tool", name)
+        started_s, error = clock(), None
+        with self.working():
+            try:
+                yield
+            except BaseException as raised:
+                error = repr(raised)
+                raise
+            finally:
+                path = "/".join(part for part in (self.path, name) if part)
+                tool_ms = round((clock() - started_s) * 1000, 3)
+                self._note({"stage": path, "tool_ms": tool_ms, "receipt": None, "error": error})
 
     def _chain(self) -> Iterator[Scope]:
         scope: Scope | None = self
@@ -210,6 +269,11 @@ def entered(scope: Scope | None) -> Iterator[None]:
         _current.reset(token)
 
 
+def _check_name(what: str, name: object) -> None:
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"{what} name must be a non-empty text, not {name!r}")
+
+
 @contextmanager
 def stage(name: str, *, e2e_ms: float | None = None) -> Iterator[Scope]:
     """A stage with an optional budget, ms, for everything inside: calls, forks, selects, nested programs, tools.
@@ -219,8 +283,7 @@ def stage(name: str, *, e2e_ms: float | None = None) -> Iterator[Scope]:
     that one overran, down to `KEPT_SHARE` of it. Requests sent inside carry what is left of the tightest budget around
     them. Yields the scope: `left_ms()` is what is left now. Raises `ValueError` naming the field and the value.
     """
-    if not isinstance(name, str) or not name:
-        raise ValueError(f"stage name must be a non-empty text, not {name!r}")
+    _check_name("stage", name)
     slo = None if e2e_ms is None else SLO(e2e_ms=e2e_ms)
     scope = (current() or Scope()).child(name, slo)
     scope.flexible = True

@@ -13,7 +13,7 @@ DOCS = Path(__file__).parents[2] / "docs" / "programs.md"
 @pytest.mark.filterwarnings("error")
 def test_examples(monkeypatch, capsys, tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), flags=re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 6
     with stub_endpoint() as server:
         monkeypatch.setattr(sgl.global_config, "default_backend", sgl.RuntimeEndpoint(server.url))
         # SGLang and `annotate` read a function's source.
