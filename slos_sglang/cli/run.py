@@ -160,17 +160,24 @@ def run_program(main: SglFunction, name: str, endpoint: str, args: dict[str, Any
 
 
 def _show(report: dict[str, Any]) -> None:
+    print(report["transcript"])
+    if report["calls"]:
+        _show_calls(report["calls"])
+    if report["error"]:
+        print(f"slos-sglang: a call failed: {report['error']}", file=sys.stderr)
+
+
+def _show_calls(calls: list[dict[str, Any]]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    print(report["transcript"])
     table = Table(box=box.SIMPLE_HEAD)
     for heading in ("call", "tokens in", "out", "TTFT / target ms", "TPOT / target ms", "slack ms", "tier", "attained"):
         table.add_column(heading, justify="left" if heading == "call" else "right", no_wrap=True)
-    for call in report["calls"]:
+    for call in calls:
         if "tool_ms" in call:
-            table.add_row(f"{call['stage']} (tool: {_cell(call['tool_ms'])} ms)")
+            table.add_row(call["stage"], "", "", f"tool: {_cell(call['tool_ms'])} ms")
             continue
         receipt = call["receipt"] or {}
         table.add_row(
@@ -183,10 +190,8 @@ def _show(report: dict[str, Any]) -> None:
             _cell(receipt.get("attained")),
         )
     Console(highlight=False, width=None if sys.stdout.isatty() else TABLE_COLUMNS).print(table)
-    if not any(call["receipt"] for call in report["calls"]):
+    if not any(call["receipt"] for call in calls):
         print("No receipts: the server was not started with 'slos-sglang serve'.")
-    if report["error"]:
-        print(f"slos-sglang: a call failed: {report['error']}", file=sys.stderr)
 
 
 def _cell(value: Any) -> str:

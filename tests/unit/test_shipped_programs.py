@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from slos_sglang.programs import reasoning, tool_agent
+from slos_sglang.programs import best_of_n, chat, coder, mixed, reasoning, summarizer, tool_agent
 from stub_endpoint import stub_endpoint
 
 from slos_sglang.cli import main as cli
@@ -143,8 +143,102 @@ def test_reasoning_refuses_bounds_that_leave_no_room(server, name):
         runner.run_program(reasoning.main, "reasoning", server.url, {name: 5})
 
 
+CODE = "def solve(a, b):\n    return {}\n"
+
+
+def test_the_coder_repairs_what_its_tests_say(server):
+    server.answer = scripted(CODE.format("a - b"), CODE.format("a + b"))
+    report = runner.run_program(coder.main, "coder", server.url, {"e2e_ms": 5000.0})
+    assert report["variables"]["verdict"] == "passed" and report["error"] is None
+    assert "AssertionError: solve(1, 2) is -1, not 3" in report["transcript"]
+    assert [call["stage"] for call in report["calls"]] == [
+        "code/write/code", "code/tests", "code/repair/code", "code/tests",
+    ]  # fmt: skip
+    first, second = server.slos
+    assert first["tpot_ms"] == 50 and second["budget_ms"] < first["budget_ms"] - report["calls"][1]["tool_ms"]
+
+
+def test_the_coder_gives_up_after_its_attempts(server):
+    server.answer = lambda request: CODE.format("1")
+    report = runner.run_program(coder.main, "coder", server.url, {"attempts": 2})
+    assert report["variables"]["verdict"].endswith("solve(1, 2) is 1, not 3") and len(server.requests) == 2
+
+
+@pytest.mark.parametrize(
+    "code, says",
+    [
+        (CODE.format("a + b"), "passed"),
+        (CODE.format("1 / (a - a)"), "ZeroDivisionError: division by zero"),
+        ("while True: pass\n", "the tests took more than 0.3 s"),
+        ("def solve(", "SyntaxError: '(' was never closed"),
+    ],
+)
+def test_the_coder_s_tests_have_a_time_limit_and_say_what_is_wrong(code, says):
+    assert coder.run_tests(code, coder.parse_checks("1,2=3"), 0.3 if "while" in code else 30) == says
+
+
+def test_the_coder_s_checks_must_be_readable():
+    assert coder.parse_checks(" 1 , -2=3;0,0=0") == [(1, -2, 3), (0, 0, 0)]
+    with pytest.raises(ValueError, match="checks must be written A,B=RESULT; A,B=RESULT, not '1=2'"):
+        coder.parse_checks("1,2=3; 1=2")
+
+
+def test_a_chat_takes_turns_and_measures_the_person(server):
+    server.answer = lambda request: "A very short reply."
+    report = runner.run_program(chat.main, "chat", server.url, {"questions": "One?|Two? ", "pause_ms": 20.0})
+    assert [call["stage"] for call in report["calls"]] == ["turn_1/reply", "turn_2/person", "turn_2/reply"]
+    assert report["calls"][1]["tool_ms"] >= 20
+    assert all((slo["tpot_ms"], slo["ttft_slowdown"]) == (100, 5) for slo in server.slos)
+    with pytest.raises(ValueError, match="questions must have at least one, not ' | '"):
+        runner.run_program(chat.main, "chat", server.url, {"questions": " | "})
+
+
+def test_a_summary_maps_in_forks_and_reduces(server):
+    server.answer = lambda request: "A" + " short" * 2 + "."
+    report = runner.run_program(summarizer.main, "summarizer", server.url, {"text": "One.\n\nTwo\nlines.\n\n"})
+    assert [call["stage"] for call in report["calls"]] == ["summary/map/part"] * 2 + ["summary/reduce/summary"]
+    assert "USER:A short short. A short short." in report["transcript"]
+    by_stage = {slo["stage"]: slo for slo in server.slos}
+    assert by_stage["summary/map/part"]["budget_ms"] <= 12_000 < by_stage["summary/reduce/summary"]["budget_ms"]
+    with pytest.raises(ValueError, match="text must not be empty"):
+        runner.run_program(summarizer.main, "summarizer", server.url, {"text": " "})
+
+
+def test_the_best_of_n_is_chosen_by_the_model(server):
+    drafts = iter(["A first draft.", "A second draft."])
+    server.answer = lambda request: next(drafts) if request["sampling_params"]["max_new_tokens"] else ""
+    report = runner.run_program(best_of_n.main, "best_of_n", server.url, {"drafts": 2})
+    assert report["variables"]["choice"] == "1" and report["variables"]["answer"].endswith("draft.")
+    assert {slo["stage"] for slo in server.slos} == {"answer", "answer/draft", "answer/choice"}
+    with pytest.raises(ValueError, match="drafts must be 2 to 9, not 1"):
+        runner.run_program(best_of_n.main, "best_of_n", server.url, {"drafts": 1})
+
+
+def test_a_mixed_load_says_how_many_of_each_kept_all_their_promises(server):
+    server.answer = lambda request: "A very short reply."
+    args = {"programs": "chat,summarizer", "each": 2, "rate_req_s": 100.0}
+    report = runner.run_program(mixed.main, "mixed", server.url, args)
+    assert report["variables"]["attainment"] == {"chat": 1.0, "summarizer": 1.0}
+    assert "chat         100% of 2 kept all their promises" in report["transcript"]
+    assert len({slo["program"] for slo in server.slos}) == 4
+
+
+def test_a_mixed_load_counts_refusals(server, recwarn):
+    server.status = 429
+    report = runner.run_program(mixed.main, "mixed", server.url, {"programs": "coder", "each": 2, "rate_req_s": 100.0})
+    assert report["variables"]["attainment"] == {"coder": 0.0}
+    with pytest.raises(ValueError, match="programs must be of .*tool_agent, not 'coders'"):
+        runner.run_program(mixed.main, "mixed", server.url, {"programs": "coders"})
+
+
+def test_the_arrivals_of_a_mixed_load_come_from_the_seed():
+    planned = mixed.arrivals(["a", "b"] * 3, 2.0, 7)
+    assert planned == mixed.arrivals(["a", "b"] * 3, 2.0, 7) != mixed.arrivals(["a", "b"] * 3, 2.0, 8)
+    assert sorted(name for _, name in planned) == ["a"] * 3 + ["b"] * 3 and planned == sorted(planned)
+
+
 def test_programs_are_short_and_documented():
-    for module in (tool_agent, reasoning):
+    for module in (*mixed.MODULES, mixed):
         assert len(Path(module.__file__).read_text(encoding="utf-8").splitlines()) < 150
         assert module.__doc__ and module.main.func.__doc__
 
@@ -200,7 +294,7 @@ def test_a_refused_call_is_reported(server, monkeypatch, capsys):
     "args, message",
     [
         (["tool_agnt"], "no program named 'tool_agnt'; did you mean 'tool_agent'?"),
-        (["zzz"], "no program named 'zzz'; there are reasoning, tool_agent"),
+        (["zzz"], "no program named 'zzz'; there are best_of_n, chat, coder, mixed, reasoning, summarizer, tool_agent"),
         (["nowhere.py"], "no such file: nowhere.py"),
         (["tool_agent", "--set", "turn=3"], "has no argument 'turn'; did you mean 'turns'?"),
         (["tool_agent", "--set", "turns"], "--set turns: must be KEY=VALUE"),
