@@ -13,6 +13,7 @@ anybody's way. Three ways to propose:
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -24,7 +25,7 @@ import numpy as np
 from slos_sglang.policy import dp, plan
 from slos_sglang.policy.batch_time import CostModel
 from slos_sglang.policy.batches import Limits, Memory
-from slos_sglang.policy.request import Request
+from slos_sglang.policy.request import Request, table_of
 
 Method = Literal["auto", "dp", "edf_sim"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -85,13 +86,14 @@ class Outlook:
 
     @cached_property
     def _row(self) -> dict[int, int]:
-        """By the id of a request, its row."""
-        return {id(r): row for row, r in enumerate(self._requests)}
+        """By the id of a request that asks, its row."""
+        seqs = [r.seq for r in self._requests]
+        return {id(r): bisect_left(seqs, r.seq) for r in self._asking}
 
     @cached_property
     def _all_rows(self) -> plan.Rows:
         """Everybody; built when the first future is asked for."""
-        return plan.rows_of(self._requests)
+        return plan.rows_of(table_of(self._requests))
 
     @cached_property
     def _nobody_added(self) -> plan.Rows:

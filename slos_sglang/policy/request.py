@@ -14,9 +14,14 @@ the tokens there may still be, looked at anew as tokens come. It plans, it is no
 
 from __future__ import annotations
 
+import ctypes
 import math
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from slos_sglang.policy.batch_time import CostModel
 from slos_sglang.slo import Phase, WireSLO
@@ -68,9 +73,11 @@ class PhaseSeen:
         return (self.ended_s - (self.first_s if self.began_s == INF else self.began_s)) / gaps if gaps > 0 else INF
 
 
-@dataclass(slots=True, eq=False, kw_only=True)
-class Request:
-    """One generation call.
+_C_TYPES: dict[str, Any] = {"int": ctypes.c_int64, "float": ctypes.c_double, "bool": ctypes.c_bool}
+
+
+class Numbers(ctypes.Structure):
+    """The numbers of a request, side by side in memory, so that those of many become an array as they lie.
 
     seq              arrival order, the last key of every sort
     max_tokens       cap on the output; a cap, not an estimate of its length
@@ -78,6 +85,8 @@ class Request:
     sure_tokens      output tokens it has at least in most cases, from its first; as `left_tokens`
     most_tokens      output tokens it has at most in nearly all cases, from its first: deadlines are planned by them
     think_tokens     how many of `left_tokens` are thinking; no bound where nobody knows
+    standard         its targets are promised
+    constrained      it asks for some target
     thinking         a later phase is to come
     ttft_s, tpot_s   targets, seconds; `tpot_s` is the current phase's
     deadline_s       when the whole call must have ended (its budget), absolute
@@ -88,77 +97,110 @@ class Request:
     kept             False once a target was missed
     """
 
-    rid: str
     seq: int
     arrival_s: float
-    slo: WireSLO | None = None
-    max_tokens: int = 1 << 30
-    left_tokens: int = 1 << 30
-    sure_tokens: int = 1 << 30
-    most_tokens: int = 1 << 30
-    think_tokens: int = 1 << 30
-    # Whatever the engine or simulator needs to find its own object again; the policy never looks at it.
-    handle: Any = None
+    max_tokens: int
+    left_tokens: int
+    sure_tokens: int
+    most_tokens: int
+    think_tokens: int
 
-    ttft_s: float = INF
-    tpot_s: float = INF
-    answer_tpot_s: float = INF
-    deadline_s: float = INF
+    constrained: bool
+    standard: bool
+    kept: bool
+    thinking: bool
+    started: bool
 
-    tier: Tier = "best_effort"
-    targets_set: bool = False
-    judged: bool = False
-    announced: bool = False
-    declined: bool = False
-    reason: str = ""
-    thinking: bool = False
-    started: bool = False
-    uncached_tokens: int = 0
-    context_tokens: int = 0
-    output_tokens: int = 0
-    first_token_s: float = INF
-    served_s: float = 0.0
-    kept: bool = True
-    preemptions: int = 0
-    seen: list[PhaseSeen] = field(default_factory=list)
-    to_come: list[Phase] = field(default_factory=list)
+    ttft_s: float
+    tpot_s: float
+    answer_tpot_s: float
+    deadline_s: float
     # Until when the first token of a later phase must be there.
-    phase_due_s: float = INF
+    phase_due_s: float
+
+    uncached_tokens: int
+    context_tokens: int
+    output_tokens: int
+    first_token_s: float
+    served_s: float
 
     # The pace: TPOT that batches are planned with, and when the token last produced was due by it.
-    pace_s: float = INF
-    answer_pace_s: float = INF
-    paced_s: float = INF
-    credit_s: float = 0.0
+    pace_s: float
+    answer_pace_s: float
+    paced_s: float
+    credit_s: float
     # While credit is repaid: tokens until it is, by how much faster each of them comes, and the pace from then on.
-    repay_tokens: int = 0
-    repay_s: float = 0.0
-    full_pace_s: float = INF
+    repay_tokens: int
+    repay_s: float
+    full_pace_s: float
     # When the last token is to be there by plan (no later than the deadline), the time that a token takes at least, and
     # the pace that is needed for what has a time.
-    aim_s: float = INF
-    least_s: float = 0.0
-    needed_s: float = INF
-    first_due_s: float = INF
+    aim_s: float
+    least_s: float
+    needed_s: float
+    first_due_s: float
     # Until when the rule lets an early first token's slack count, and how far the pace is ahead of the rule.
-    slack_until_s: float = -INF
-    reserve_s: float = 0.0
+    slack_until_s: float
+    reserve_s: float
     # When the token last produced was due by the token rule.
-    ruled_s: float = INF
+    ruled_s: float
     # Output tokens in flight (overlap schedule), and when the next token is due by the pace.
-    pending: int = 0
-    due_s: float = INF
+    pending: int
+    due_s: float
 
-    # True where it asks for some target.
-    constrained: bool = field(init=False)
+    _fields_ = [(name, _C_TYPES[kind]) for name, kind in __annotations__.items()]
 
-    def __post_init__(self) -> None:
-        self.constrained = self.slo is not None and self.slo.constrained
+
+_UNKNOWN_TOKENS = 1 << 30
+_AT_FIRST: dict[str, Any] = {
+    **dict.fromkeys(("max_tokens", "left_tokens", "sure_tokens", "most_tokens", "think_tokens"), _UNKNOWN_TOKENS),
+    **dict.fromkeys(("ttft_s", "tpot_s", "answer_tpot_s", "deadline_s", "phase_due_s", "first_token_s"), INF),
+    **dict.fromkeys(("pace_s", "answer_pace_s", "paced_s", "full_pace_s", "aim_s", "needed_s"), INF),
+    **dict.fromkeys(("first_due_s", "ruled_s", "due_s"), INF),
+    "slack_until_s": -INF,
+    "kept": True,
+}
+_TABLE = np.dtype(Numbers)
+
+Table = NDArray[Any]
+"""Numbers of many requests: one entry a request, a field a number."""
+
+
+def table_of(requests: Iterable[Request]) -> Table:
+    """The numbers of `requests` as they are now."""
+    return np.frombuffer(b"".join(requests), dtype=_TABLE)
+
+
+def lost(table: Table, now_s: float) -> NDArray[np.bool_]:
+    """`Request.lost` of many."""
+    late = (table["output_tokens"] == 0) & (now_s > table["arrival_s"] + table["ttft_s"] * TOLERANCE)
+    phase_limit_s = table["arrival_s"] + (table["phase_due_s"] - table["arrival_s"]) * TOLERANCE
+    found: NDArray[np.bool_] = late | ~table["kept"] | (now_s > np.minimum(table["deadline_s"], phase_limit_s))
+    return found
+
+
+class Request(Numbers):
+    """One generation call: its `Numbers`, and what is not one.
+
+    handle  whatever the engine or simulator needs to find its own object again; the policy never looks at it
+    """
+
+    def __init__(
+        self, *, rid: str, seq: int, arrival_s: float, slo: WireSLO | None = None, handle: Any = None, **numbers: int
+    ) -> None:
+        constrained = slo is not None and slo.constrained
+        super().__init__(**{**_AT_FIRST, "seq": seq, "arrival_s": arrival_s, "constrained": constrained, **numbers})
+        self.rid, self.slo, self.handle = rid, slo, handle
+        self.targets_set = self.judged = self.announced = self.declined = False
+        self.reason = ""
+        self.preemptions = 0
+        self.seen: list[PhaseSeen] = []
+        self.to_come: list[Phase] = []
 
     @property
-    def standard(self) -> bool:
-        """True where the targets are promised."""
-        return self.tier == "standard"
+    def tier(self) -> Tier:
+        """The service tier."""
+        return "standard" if self.standard else "best_effort"
 
     def undecided(self, now_s: float) -> bool:
         """True while admission is to be asked: it is new, or was declined and has lost nothing yet."""
@@ -279,11 +321,11 @@ class Request:
 
     def admit(self) -> None:
         """Promise the targets."""
-        self.judged, self.tier, self.declined, self.reason = True, "standard", False, ""
+        self.judged, self.standard, self.declined, self.reason = True, True, False, ""
 
     def decline(self, reason: str = "") -> None:
         """Serve it with what is left over."""
-        self.judged, self.tier, self.declined, self.reason = True, "best_effort", True, reason
+        self.judged, self.standard, self.declined, self.reason = True, False, True, reason
 
     def token(self, now_s: float) -> None:
         """An output token was produced by `now_s`: check what was due, and set when the next one is."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from operator import attrgetter
 
 import numpy as np
 
@@ -16,7 +15,7 @@ from slos_sglang.policy import plan
 from slos_sglang.policy.admission import Method, Outlook, Verdict
 from slos_sglang.policy.batch_time import BatchSize, CostModel
 from slos_sglang.policy.batches import UNBOUNDED, Batch, Limits, Memory, aged, fill, make_room
-from slos_sglang.policy.request import INF, Request
+from slos_sglang.policy.request import INF, Request, lost, table_of
 
 _NO_BOUND_MS = 1e9
 
@@ -54,11 +53,11 @@ class Scheduler:
         asking = sorted(undecided, key=lambda r: (r.judged, r.due_s, r.seq))
         new = sum(not r.judged for r in asking)
         asking = asking[: max(min(new, 4 * self.asked_per_step), self.asked_per_step)]
-        promised = [r for r in (*decoding, *waiting) if r.standard and not r.lost(now_s)]
         if self._turn_owed:
             owed = Verdict(admitted=False, reason="best effort has waited too long", retry_after_s=1.0)
             verdicts = [(request, owed) for request in asking]
         else:
+            promised, _ = _promised(now_s, [*decoding, *waiting])
             outlook = Outlook(now_s, promised, asking, self.cost, self.limits, memory)
             verdicts = list(zip(asking, outlook.judge(asking, self.admission), strict=True))
         for request, verdict in verdicts:
@@ -73,11 +72,7 @@ class Scheduler:
     ) -> Batch:
         """The batch to run at `now_s`: promised work by plan, then what else has room and endangers nobody."""
         everyone = [*decoding, *waiting]
-        promised: list[Request] = []
-        others: list[Request] = []
-        for request in everyone:
-            (promised if request.standard and not request.lost(now_s) else others).append(request)
-        promised.sort(key=attrgetter("seq"))
+        promised, others = _promised(now_s, everyone)
         if not promised:
             return self._left_over(now_s, others, memory)
 
@@ -171,26 +166,38 @@ class Scheduler:
         return batch
 
 
+def _promised(now_s: float, everyone: Sequence[Request]) -> tuple[list[Request], list[Request]]:
+    """Those whose promise can still be kept, by arrival, and the others, as they come."""
+    table = table_of(everyone)
+    kept = table["standard"] & ~lost(table, now_s)
+    rows = np.nonzero(kept)[0]
+    rows = rows[np.argsort(table["seq"][rows], kind="stable")]
+    return [everyone[i] for i in rows.tolist()], [everyone[i] for i in np.nonzero(~kept)[0].tolist()]
+
+
 class _Chosen:
     """The plan's next step for the `promised` requests (in arrival order), as arrays and as a batch."""
 
     def __init__(self, now_s: float, promised: Sequence[Request], world: plan.World) -> None:
         self.now_s = now_s
         self._promised, self._world = promised, world
-        self._rows = plan.rows_of(promised)
-        self._prompts = [i for i, r in enumerate(promised) if r.uncached_tokens]
-        self._prompts.sort(key=lambda i: (promised[i].due_s, i))
+        table = table_of(promised)
+        self._rows = plan.rows_of(table)
+        self._decodes = self._rows.uncached == 0
+        prompts = np.nonzero(~self._decodes)[0]
+        self._prompts = prompts[np.argsort(table["due_s"][prompts], kind="stable")]
+        self._tightest_s = table["due_s"][self._decodes].min(initial=INF)
         self._take = np.zeros(len(promised), dtype=np.int64)
-        plan.choose(now_s, self._rows, np.array(self._prompts, dtype=np.int64), world, self._take)
+        plan.choose(now_s, self._rows, self._prompts, world, self._take)
 
     def batch(self, cost: CostModel) -> Batch:
         """Decoders by arrival, then chunks by due time."""
-        take, there = self._take.tolist(), self._take > 0
-        context_tokens = self._rows.context[there].sum() + self._take.sum()
-        size = BatchSize(sum(take), int(there.sum()), int(context_tokens))
+        there, tokens = self._take > 0, int(self._take.sum())
+        size = BatchSize(tokens, int(there.sum()), int(self._rows.context[there].sum()) + tokens)
+        chunks = self._prompts[there[self._prompts]]
         return Batch(
-            decode=[r for r, tokens in zip(self._promised, take, strict=True) if tokens and not r.uncached_tokens],
-            prefill=[(self._promised[i], take[i]) for i in self._prompts if take[i]],
+            decode=[self._promised[i] for i in np.nonzero(there & self._decodes)[0].tolist()],
+            prefill=[(self._promised[i], int(self._take[i])) for i in chunks.tolist()],
             size=size,
             predicted_ms=cost.batch_ms(size),
         )
@@ -208,8 +215,7 @@ class _Chosen:
     @property
     def slack_ms(self) -> float:
         """Until the earliest due token of a decoder."""
-        due_s = min((r.due_s for r in self._promised if not r.uncached_tokens), default=INF)
-        return (due_s - self.now_s) * 1e3
+        return float(self._tightest_s - self.now_s) * 1e3
 
     def safe(self, took_ms: float, alone_ms: float) -> bool:
         """Will every promise be kept if the step takes `took_ms`, or at least each that `alone_ms` would keep?"""

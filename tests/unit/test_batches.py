@@ -111,7 +111,7 @@ def test_nothing_is_promised_while_best_effort_waits_too_long() -> None:
     old.arrival_s = old.served_s = -10.0
     tight = make("p", due_ms=50, left=399)
     newcomer = make("n", due_ms=5000, left=10)
-    newcomer.tier, newcomer.judged = "best_effort", False
+    newcomer.standard, newcomer.judged = False, False
     policy.next_batch(0.0, [], [tight, old])
     ((_, verdict),) = policy.admit(0.01, [newcomer], [], [tight, old, newcomer])
     assert not verdict.admitted and "best effort has waited too long" in verdict.reason

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from slos_sglang.measure import attainment
 from slos_sglang.policy.batch_time import CostModel, Piece
-from slos_sglang.policy.request import INF, Request
+from slos_sglang.policy.request import INF, Request, lost, table_of
 from slos_sglang.slo import Phase, WireSLO, encode_phases
 
 COST = CostModel(Piece(tokens_ms=0.1, requests_ms=0.4, const_ms=6.5))
@@ -236,3 +236,22 @@ def test_the_receipt_and_the_clients_clock_agree(
         r.token(now)
     r.finish(now)
     assert r.kept == attainment.kept_token_rule(attainment.Targets(ttft_ms=ttft_ms, tpot_ms=tpot_ms), 10.0, times)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 2), st.booleans(), st.sampled_from((0.1, 1.0, INF)), st.sampled_from((0.5, 1.05, 2.0, INF))
+        ),
+        max_size=6,
+    ),
+    st.sampled_from((0.0, 0.105, 0.2, 1.0, 1.05, 1.06, 3.0)),
+)
+def test_many_at_once_are_lost_where_each_is(rows: list[tuple[int, bool, float, float]], now_s: float) -> None:
+    requests = []
+    for seq, (output_tokens, kept, ttft_s, until_s) in enumerate(rows):
+        request = Request(rid=str(seq), seq=seq, arrival_s=0.0)
+        request.output_tokens, request.kept, request.ttft_s = output_tokens, kept, ttft_s
+        request.deadline_s, request.phase_due_s = (until_s, INF) if seq % 2 else (INF, until_s)
+        requests.append(request)
+    assert lost(table_of(requests), now_s).tolist() == [request.lost(now_s) for request in requests]

@@ -65,7 +65,7 @@ def wrong_size(batch: Batch, decoding: Sequence[Request], waiting: Sequence[Requ
 
 def demotes(batch: Batch, decoding: Sequence[Request], waiting: Sequence[Request]) -> Batch:
     for request in decoding[1:]:
-        request.tier = "best_effort"
+        request.standard = False
     return batch
 
 
