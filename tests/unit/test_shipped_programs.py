@@ -189,7 +189,7 @@ def test_a_chat_takes_turns_and_measures_the_person(server):
     assert [call["stage"] for call in report["calls"]] == ["turn_1/reply", "turn_2/person", "turn_2/reply"]
     assert report["calls"][1]["tool_ms"] >= 20
     assert all((slo["tpot_ms"], slo["ttft_slowdown"]) == (100, 5) for slo in server.slos)
-    with pytest.raises(ValueError, match="questions must have at least one, not ' | '"):
+    with pytest.raises(ValueError, match="questions must have at least one"):
         runner.run_program(chat.main, "chat", server.url, {"questions": " | "})
 
 
@@ -209,7 +209,7 @@ def test_the_best_of_n_is_chosen_by_the_model(server):
     server.answer = lambda request: next(drafts) if request["sampling_params"]["max_new_tokens"] else ""
     report = runner.run_program(best_of_n.main, "best_of_n", server.url, {"drafts": 2})
     assert report["variables"]["choice"] == "1" and report["variables"]["answer"].endswith("draft.")
-    assert {slo["stage"] for slo in server.slos} == {"answer", "answer/draft", "answer/choice"}
+    assert {slo["stage"] for slo in server.slos} >= {"answer/draft", "answer/choice"}
     with pytest.raises(ValueError, match="drafts must be 2 to 9, not 1"):
         runner.run_program(best_of_n.main, "best_of_n", server.url, {"drafts": 1})
 
@@ -227,7 +227,7 @@ def test_a_mixed_load_counts_refusals(server, recwarn):
     server.status = 429
     report = runner.run_program(mixed.main, "mixed", server.url, {"programs": "coder", "each": 2, "rate_req_s": 100.0})
     assert report["variables"]["attainment"] == {"coder": 0.0}
-    with pytest.raises(ValueError, match="programs must be of .*tool_agent, not 'coders'"):
+    with pytest.raises(ValueError, match=r"programs must be of .*tool_agent, not 'coders'"):
         runner.run_program(mixed.main, "mixed", server.url, {"programs": "coders"})
 
 
