@@ -43,6 +43,7 @@ def main(
         + gen(
             "reply",
             max_tokens=think_chars + answer_chars + len(THINK_END),
+            temperature=0,
             regex=bounded(think_chars, answer_chars),
             slo=slo,
         )

@@ -2,7 +2,8 @@
 
 The turns of the loop have tight targets (somebody waits for the tool), the final answer is paced for reading, and one
 budget holds for everything, tools included. A grammar makes every call well formed, so the loop is real even with a
-model that has random weights; a capable model can do no more than these patterns allow.
+model that has random weights; a capable model can do no more than these patterns allow. It says what it finds likeliest:
+a call is no place for chance.
 """
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ CALLS = {tool: rf'\{{"tool": "{tool}", "args": "{args}"\}}' for tool, args in AR
 # Nothing is answered before a tool was asked.
 FIRST_TURN = "|".join(call for tool, call in CALLS.items() if tool != "answer")
 LATER_TURN = "|".join(CALLS.values())
-ANSWER = r"[A-Z][A-Za-z0-9 ,'()-]{10,160}\."
+ANSWER = r"[A-Z]([A-Za-z0-9 ,'()-]|\.[0-9]){10,160}\."
 SYSTEM = """Answer the question with the help of tools, one call at a time, as JSON.
 {"tool": "calculator", "args": "12 * 3.5"}
 {"tool": "lookup", "args": "NAME"} or {"tool": "lookup", "args": "highest 3"}: heights of mountains
@@ -135,10 +136,10 @@ def main(
     with stage("agent", e2e_ms=e2e_ms):
         for turn in range(turns):
             grammar = LATER_TURN if turn else FIRST_TURN
-            s += sgl.assistant(gen("act", max_tokens=128, regex=grammar, slo=presets.TOOL_LOOP))
+            s += sgl.assistant(gen("act", max_tokens=128, temperature=0, regex=grammar, slo=presets.TOOL_LOOP))
             result = call_tool(s["act"])
             if result is None:
                 break
             s += sgl.user(result)
         s += sgl.user("Now answer the question in one sentence.")
-        s += sgl.assistant(gen("final", max_tokens=192, regex=ANSWER, slo=presets.TOOL_FINAL))
+        s += sgl.assistant(gen("final", max_tokens=192, temperature=0, regex=ANSWER, slo=presets.TOOL_FINAL))
