@@ -22,7 +22,7 @@ from slos_sglang.policy import plan
 from slos_sglang.policy.batch_time import CostModel, Piece
 from slos_sglang.policy.batches import Limits, Memory
 from slos_sglang.policy.plan import World
-from slos_sglang.policy.prefill_budget import TOO_MANY, Decoders, prefill_budget
+from slos_sglang.policy.prefill_budget import TOO_MANY, prefill_budgets
 from slos_sglang.policy.request import Request
 
 MAX_TIERS = 4
@@ -72,13 +72,8 @@ class _State(NamedTuple):
 
 # The last accepted prompt's due time, and how many decode in each tier.
 _Key = tuple[float, tuple[int, ...]]
-
-
-class _Step(NamedTuple):
-    """Where taking a prompt leads, and by how many tokens the budget changes on the way."""
-
-    key: _Key
-    tokens: int
+# So much time, and so many decoding in each tier.
+_Way = tuple[float, tuple[int, ...]]
 
 
 @dataclass(kw_only=True)
@@ -93,7 +88,7 @@ class Choice:
     held_tokens: int
     context_tokens: int
     world: World
-    _budgets: dict[tuple[float, tuple[int, ...]], int] = field(init=False, default_factory=dict)
+    _budgets: dict[_Way, int] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self._order = sorted(range(len(self.prompts)), key=lambda number: (self.prompts[number].due_ms, number))
@@ -111,18 +106,17 @@ class Choice:
         states = {self._first: [_State(0.0, self.held_tokens, 0)]}
         looked_at = 0
         for number in self._order:
-            kept: dict[_Key, list[_State]] = {} if self.prompts[number].mandatory else dict(states)
-            for key, front in states.items():
+            gathered: dict[_Key, list[_State]] = {}
+            for (key, front), more_tokens in zip(states.items(), self._budgets_to(number, states), strict=True):
                 looked_at += len(front)
-                step = self._step(key, number)
-                if step is not None:
-                    taken = [after for state in front if (after := self._take(state, number, step))]
-                    if taken:
-                        kept[step.key] = _pareto((*kept.get(step.key, ()), *taken))
+                if taken := self._take(front, number, more_tokens):
+                    gathered.setdefault(self._after(key, number), []).extend(taken)
             if looked_at > max_states:
                 return None
-            states = kept
-        ends = [state for key, front in states.items() if self._lasts(key) for state in front]
+            skipped = {} if self.prompts[number].mandatory else states
+            states = {**skipped, **{key: _pareto((*skipped.get(key, ()), *some)) for key, some in gathered.items()}}
+        lasts = self._budgets_of([(0.0, counts) for _, counts in states])
+        ends = [s for front, lasting in zip(states.values(), lasts, strict=True) if lasting != TOO_MANY for s in front]
         if not ends:
             return None
         return tuple(sorted(max(ends, key=lambda s: (s.value, s.budget_tokens, -s.memory_tokens)).set()))
@@ -130,47 +124,51 @@ class Choice:
     def feasible(self, chosen: Iterable[int]) -> bool:
         """Can these prompts be promised together? The promised ones have to be among them."""
         wanted = set(chosen)
-        key, state = self._first, _State(0.0, self.held_tokens, 0)
+        if any(prompt.mandatory and number not in wanted for number, prompt in enumerate(self.prompts)):
+            return False
+        key, front = self._first, [_State(0.0, self.held_tokens, 0)]
         for number in self._order:
             if number in wanted:
-                step = self._step(key, number)
-                after = step and self._take(state, number, step)
-                if step is None or after is None:
-                    return False
-                key, state = step.key, after
-        return self._lasts(key) and all(
-            number in wanted for number, prompt in enumerate(self.prompts) if prompt.mandatory
-        )
+                front = self._take(front, number, self._budgets_to(number, [key])[0])
+                key = self._after(key, number)
+        return bool(front) and self._budgets_of([(0.0, key[1])])[0] != TOO_MANY
 
-    def _step(self, key: _Key, number: int) -> _Step | None:
-        """From `key` to prompt `number`; None where decoders could not keep their pace on the way."""
-        before_ms, counts = key
+    def _take(self, front: Iterable[_State], number: int, more_tokens: int) -> list[_State]:
+        """The states of `front` with prompt `number` as well, where memory and time suffice; the budget has grown by
+        `more_tokens` on the way to it.
+        """
+        if more_tokens == TOO_MANY:  # decoders could not keep their pace on the way
+            return []
+        prompt, capacity_tokens = self.prompts[number], self.world.memory_tokens
+        more_tokens -= prompt.tokens
+        return [
+            _State(s.value + prompt.value, memory_tokens, s.budget_tokens + more_tokens, number, s)
+            for s in front
+            if s.budget_tokens + more_tokens >= 0
+            and ((memory_tokens := s.memory_tokens + prompt.memory_tokens) <= capacity_tokens or capacity_tokens < 0)
+        ]
+
+    def _after(self, key: _Key, number: int) -> _Key:
+        """Where prompt `number` leads from `key`."""
         prompt = self.prompts[number]
-        due_ms = min(max(prompt.due_ms, 0.0), HORIZON_MS)
-        more_tokens = self._budget(due_ms - before_ms, counts)
-        after = list(counts)
-        self._count(after, prompt.pace_ms)
-        return None if more_tokens == TOO_MANY else _Step((due_ms, tuple(after)), more_tokens - prompt.tokens)
+        counts = list(key[1])
+        self._count(counts, prompt.pace_ms)
+        return (_due_ms(prompt), tuple(counts))
 
-    def _take(self, state: _State, number: int, step: _Step) -> _State | None:
-        """The state with prompt `number` as well, or None where memory or time are short."""
-        prompt = self.prompts[number]
-        memory_tokens = state.memory_tokens + prompt.memory_tokens
-        budget_tokens = state.budget_tokens + step.tokens
-        if budget_tokens < 0 or 0 <= self.world.memory_tokens < memory_tokens:
-            return None
-        return _State(state.value + prompt.value, memory_tokens, budget_tokens, number, state)
+    def _budgets_to(self, number: int, keys: Iterable[_Key]) -> list[int]:
+        """PB* from each of `keys` to the due time of prompt `number`."""
+        due_ms = _due_ms(self.prompts[number])
+        return self._budgets_of([(due_ms - before_ms, counts) for before_ms, counts in keys])
 
-    def _lasts(self, key: _Key) -> bool:
-        """Can those who decode in the end keep their pace for good?"""
-        return self._budget(0.0, key[1]) != TOO_MANY
-
-    def _budget(self, within_ms: float, counts: tuple[int, ...]) -> int:
-        key = (within_ms, counts)
-        if key not in self._budgets:
-            decoders = Decoders(np.array(counts, dtype=np.int64), self._paces_ms, self.context_tokens)
-            self._budgets[key] = prefill_budget(within_ms, decoders, self.world)
-        return self._budgets[key]
+    def _budgets_of(self, ways: Sequence[_Way]) -> list[int]:
+        """PB* of each of `ways`, remembered: compiled code is worth calling for many."""
+        new = [way for way in dict.fromkeys(ways) if way not in self._budgets]
+        if new:
+            within_ms = np.array([within for within, _ in new])
+            counts = np.array([counts for _, counts in new], dtype=np.int64).reshape(len(new), len(self._tiers))
+            found = prefill_budgets(within_ms, counts, self._paces_ms, self.context_tokens, self.world)
+            self._budgets.update(zip(new, found.tolist(), strict=True))
+        return [self._budgets[way] for way in ways]
 
     def _count(self, counts: list[int], pace_ms: float) -> None:
         if pace_ms < float("inf"):
@@ -218,6 +216,10 @@ def _memory_tokens(request: Request, world: World) -> int:
     return -(-tokens // world.block_tokens) * world.block_tokens
 
 
+def _due_ms(prompt: Prompt) -> float:
+    return min(max(prompt.due_ms, 0.0), HORIZON_MS)
+
+
 def tiers(paces_ms: Iterable[float]) -> tuple[float, ...]:
     """At most `MAX_TIERS` paces to which all of `paces_ms` can be rounded down; unpaced ones (inf) are in none."""
     distinct = sorted({pace for pace in paces_ms if pace < float("inf")})
@@ -228,12 +230,14 @@ def tiers(paces_ms: Iterable[float]) -> tuple[float, ...]:
 def compile_ahead() -> None:
     """Compile what the plan and this need (seconds, once a machine), so that no step of a server has to wait for it."""
     plan.compile_ahead()
-    decoders = Decoders(np.ones(1, dtype=np.int64), np.ones(1), 0)
-    prefill_budget(1.0, decoders, plan.world_of(CostModel(Piece(const_ms=1.0)), Limits(), Memory()))
+    world = plan.world_of(CostModel(Piece(const_ms=1.0)), Limits(), Memory())
+    prefill_budgets(np.ones(1), np.ones((1, 1), dtype=np.int64), np.ones(1), 0, world)
 
 
-def _pareto(states: Iterable[_State]) -> list[_State]:
+def _pareto(states: Sequence[_State]) -> list[_State]:
     """Those that no other one covers."""
+    if len(states) == 1:
+        return [*states]
     front: list[_State] = []
     for state in sorted(states, key=lambda s: (-s.value, s.memory_tokens, -s.budget_tokens)):
         if not any(other.covers(state) for other in front):

@@ -51,6 +51,21 @@ def prefill_budget(within_ms: float, decoders: Decoders, world: World) -> int:
 
 
 @njit(cache=True)
+def prefill_budgets(
+    within_ms: NDArray[np.float64],
+    counts: NDArray[np.int64],
+    paces_ms: NDArray[np.float64],
+    context_tokens: int,
+    world: World,
+) -> NDArray[np.int64]:
+    """`prefill_budget` for many: entry k of `within_ms` with row k of `counts` (a column a tier)."""
+    found = np.empty(within_ms.size, dtype=np.int64)
+    for k in range(within_ms.size):
+        found[k] = prefill_budget(within_ms[k], Decoders(counts[k], paces_ms, context_tokens), world)
+    return found
+
+
+@njit(cache=True)
 def _in_batches_of(length_ms: float, within_ms: float, decoders: Decoders, world: World) -> int:
     """`prefill_budget` with all batches of one length, which is no longer than any pace.
 
