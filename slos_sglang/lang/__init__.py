@@ -10,13 +10,22 @@ from typing import Any
 from sglang.lang.interpreter import ProgramState
 
 from slos_sglang.lang.by_name import annotate
-from slos_sglang.lang.carry import install
+from slos_sglang.lang.carry import install, stop
 from slos_sglang.lang.nodes import gen, select
 from slos_sglang.lang.scope import stage
 
-__all__ = ["annotate", "gen", "receipts", "select", "stage"]
+__all__ = ["annotate", "cancel", "gen", "receipts", "select", "stage"]
 
 install()
+
+
+def cancel(state: ProgramState) -> None:
+    """End a run from another thread: nothing more is sent, and the server stops working on what was promised for it.
+
+    The call under way ends with what it has; `state.error()` and the receipts then say that the run was cancelled.
+    Requests without any promise run to their end. A run whose body raises is cancelled by itself.
+    """
+    stop(state.slos_scope)
 
 
 def receipts(state: ProgramState) -> list[dict[str, Any]]:

@@ -13,10 +13,13 @@ definitions than the ones this was written for is refused at import.
 from __future__ import annotations
 
 import copy
+import functools
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
+import requests
 from sglang.lang.backend.runtime_endpoint import RuntimeEndpoint
 from sglang.lang.interpreter import ProgramState, StreamExecutor
 from sglang.lang.ir import SglExprList, SglFunction, SglGen, SglSelect
@@ -27,6 +30,8 @@ from slos_sglang.lang.nodes import call_names, slo_of
 from slos_sglang.lang.scope import Scope, current, entered, new_run
 
 Original = Callable[..., Any]
+_GENERATE = "/generate"
+ABORT_TIMEOUT_S = 10.0
 
 
 class Scoped(SglExprList):  # type: ignore[misc]  # SGLang is untyped
@@ -69,17 +74,25 @@ def execute(original: Original, self: StreamExecutor, other: Any) -> None:
             except (RuntimeError, OSError) as error:  # any status but 200, and no answer
                 scope.record({}, error=str(error))
                 raise
-            scope.record(self.meta_info.get(other.name) or {})
+            scope.record(self.meta_info.get(other.name) or {}, error=scope.stopped())
+            scope.check_going_on()
     else:
         original(self, other)
     self.slos_idle_since_s = scopes.clock()
 
 
 def http_request(original: Original, url: str, json: Any = None, *args: Any, **kwargs: Any) -> Any:
-    """Add the annotation to a request for tokens. Parameters the user sends along stay, an SLO among them too."""
+    """Add the annotation to a request for tokens, and an id that it can be aborted by.
+
+    Parameters the user sends along stay, an SLO among them too. Raises `Cancelled` in a run that was.
+    """
     scope = current()
-    wire = None if scope is None or not url.endswith("/generate") else scope.wire()
+    if scope is None or not url.endswith(_GENERATE):
+        return original(url, json, *args, **kwargs)
+    scope.check_going_on()
+    wire = scope.wire()
     if wire is not None:
+        json = {"rid": scope.sending(url.removesuffix(_GENERATE), kwargs.get("api_key")), **json}
         params = json["sampling_params"]
         custom = {"slo": wire, **(params.get("custom_params") or {})}
         json = {**json, "sampling_params": {**params, "custom_params": custom}}
@@ -110,11 +123,36 @@ def run_program(original: Original, program: SglFunction, *args: Any, **kwargs: 
     run = new_run(getattr(program, "slos_enclosing", current()))
     run.function = f"{program.func.__module__}.{program.func.__qualname__}"
     inside = copy.copy(program)
-    inside.func = run.working()(entered(run)(program.func))
+    inside.func = _to_its_end(run, program.func)
     with entered(run):
         state = original(inside, *args, **kwargs)
     state.slos_scope = run
     return state
+
+
+def _to_its_end(run: Scope, body: Original) -> Original:
+    """`body` in the scope of `run`. If it raises, nobody waits any more for what it has under way."""
+
+    @functools.wraps(body)
+    def inside(*args: Any, **kwargs: Any) -> Any:
+        with run.working(), entered(run):
+            try:
+                return body(*args, **kwargs)
+            except BaseException:
+                stop(run)
+                raise
+
+    return inside
+
+
+def stop(run: Scope) -> None:
+    """End a run: nothing more is sent, and what the server works on for it is aborted there."""
+    for rid, (base_url, api_key) in run.cancel().items():
+        headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+        try:
+            requests.post(f"{base_url}/abort_request", json={"rid": rid}, headers=headers, timeout=ABORT_TIMEOUT_S)
+        except requests.RequestException as error:
+            warnings.warn(f"could not abort a request at {base_url}: {error}", stacklevel=2)
 
 
 def run_program_batch(original: Original, program: SglFunction, *args: Any, **kwargs: Any) -> Any:

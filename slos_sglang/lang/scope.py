@@ -15,6 +15,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -35,6 +36,11 @@ history = History()
 KEPT_SHARE = 0.5
 """However much the stages before it overran, a stage keeps this share of its own budget."""
 
+
+class Cancelled(RuntimeError):
+    """The run was cancelled: what it would still send isn't sent."""
+
+
 _lock = threading.Lock()
 _current: ContextVar[Scope | None] = ContextVar("slos_scope", default=None)
 
@@ -53,6 +59,8 @@ class Scope:
     flexible   its budget is a part of the schedule of the budget around it; a call's own `e2e_ms` is not
     function   of a program run: what its history is kept by
     done       of a program run: its calls so far
+    cancelled  nothing is sent from in here any more
+    under_way  requests sent from in here that may not have been answered, by id: where to, and the key for it
     """
 
     program: str | None = None
@@ -66,6 +74,8 @@ class Scope:
     flexible: bool = False
     function: str | None = None
     done: list[CallDone] = field(default_factory=list)
+    cancelled: bool = False
+    under_way: dict[str, tuple[str, str | None]] = field(default_factory=dict)
     _begun: bool = False
     # Blocks that are open and expressions that are not done, in here: at none it has ended.
     _open: int = 0
@@ -115,6 +125,10 @@ class Scope:
     def closed(self) -> None:
         """A block was left, or an expression is done."""
         with _lock:
+            if self._open == 1:
+                for rid in list(self.under_way):
+                    for scope in self._chain():
+                        scope.under_way.pop(rid, None)
             for scope in self._chain():
                 scope._open -= 1
                 around = scope._budget_around()
@@ -184,6 +198,30 @@ class Scope:
             return None
         before = sum(call.stage == self.path for call in runs[-1].done)
         return history.expect(runs[-1].function, self.path, before)
+
+    def stopped(self) -> str | None:
+        """Why nothing is sent from here any more; None where something is."""
+        return "the run was cancelled" if any(scope.cancelled for scope in self._chain()) else None
+
+    def check_going_on(self) -> None:
+        """Raise `Cancelled` where this scope, or one around it, was cancelled."""
+        if (why := self.stopped()) is not None:
+            raise Cancelled(why)
+
+    def sending(self, base_url: str, api_key: str | None) -> str:
+        """A request is about to be sent from here; the id that it is to have. Raises `Cancelled`."""
+        rid = uuid.uuid4().hex
+        with _lock:
+            self.check_going_on()
+            for scope in self._chain():
+                scope.under_way[rid] = (base_url, api_key)
+        return rid
+
+    def cancel(self) -> dict[str, tuple[str, str | None]]:
+        """Send nothing from in here any more; what is under way."""
+        with _lock:
+            self.cancelled = True
+            return dict(self.under_way)
 
     def saw(self, names: Iterable[str]) -> None:
         """Note the names of submitted calls, here and in everything around."""

@@ -10,7 +10,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class StubEndpoint(ThreadingHTTPServer):
-    """`bodies` holds the raw bodies of /generate in order of arrival; `answer(request)` gives the text of a call."""
+    """`bodies` holds the raw bodies of /generate in order of arrival; `answer(request)` gives the text of a call.
+
+    `aborted` holds the ids that were to be aborted; `an_abort` is set with the first.
+    """
 
     daemon_threads = True
 
@@ -21,6 +24,8 @@ class StubEndpoint(ThreadingHTTPServer):
         self.delay_s = delay_s
         self.receipts = True
         self.status = 200
+        self.aborted: list[str] = []
+        self.an_abort = threading.Event()
         self.url = f"http://127.0.0.1:{self.server_port}"
 
     @property
@@ -47,6 +52,11 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         server = self.server
         body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.path == "/abort_request":
+            server.aborted.append(json.loads(body)["rid"])
+            server.an_abort.set()
+            self._send(b"")
+            return
         server.bodies.append(body)
         time.sleep(server.delay_s)
         request = json.loads(body)
