@@ -11,9 +11,10 @@ import pytest
 import sglang as sgl
 from slos_sglang.programs import reasoning, tool_agent
 
-from slos_sglang import SLO, annotate, gen, presets, select, stage
+from slos_sglang import SLO, Phase, annotate, gen, presets, select, stage
+from slos_sglang.cli import run as runner
 from slos_sglang.engine.launch import Server
-from slos_sglang.lang import receipts
+from slos_sglang.lang import cancel, receipts
 
 pytestmark = pytest.mark.e2e
 
@@ -56,8 +57,73 @@ def test_reasoning_goes_through_both_phases(url):
 
 def test_phases_are_in_the_receipt(backend):
     state = reasoning.main.run(backend=backend)
-    assert state.get_meta_info("reply")["slo"]["phases"] == "think,answer"
+    receipt = state.get_meta_info("reply")["slo"]
+    assert receipt["phases"] == "think,answer" and "missing" not in receipt
+    think, answer = receipt["by_phase"]
+    assert (think["name"], think["tpot_target_ms"]) == ("think", 50) and think["tokens"] > 5
+    assert (answer["name"], answer["tpot_target_ms"]) == ("answer", 100) and answer["first_ms"] > think["first_ms"]
+    assert think["tokens"] + answer["tokens"] == state.get_meta_info("reply")["completion_tokens"]
     assert state["thinking"] and state["answer"]
+
+
+@sgl.function
+def three_phases(s, grammar):
+    slo = SLO.phases(
+        [
+            Phase(name="think", tpot_ms=5_000, until="</think>"),
+            Phase(name="plan", tpot_ms=5_000, until=";", first_ms=60_000),
+            Phase(name="answer", tpot_ms=5_000, first_ms=60_000),
+        ],
+        ttft_ms=60_000,
+    )
+    s += "Hello <think>" + gen("reply", max_tokens=64, regex=grammar, slo=slo)
+
+
+def test_any_number_of_phases(backend):
+    receipt = three_phases.run("[a-z]{5,9}</think>[a-z]{5,9};[a-z]{5,9}", backend=backend).get_meta_info("reply")["slo"]
+    assert [phase["name"] for phase in receipt["by_phase"]] == ["think", "plan", "answer"]
+    assert receipt["attained"] and receipt["tier"] == "standard"
+
+
+def test_a_marker_that_never_comes_is_named(backend):
+    receipt = three_phases.run("[a-z]{5,9}</think>[a-z]{5,9}", backend=backend).get_meta_info("reply")["slo"]
+    assert receipt["phases"] == "think,plan" and receipt["missing"] == ";" and not receipt["attained"]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("chat", {"pause_ms": 20.0}),
+        ("coder", {"attempts": 2, "e2e_ms": 120_000.0}),
+        ("summarizer", {"e2e_ms": 120_000.0}),
+        ("best_of_n", {"e2e_ms": 120_000.0}),
+        ("mixed", {"programs": "chat,best_of_n", "each": 2, "rate_req_s": 4.0}),
+    ],
+)
+def test_the_programs_to_copy_run_on_the_tiny_model(url, name, settings):
+    report = runner.run_program(runner.load(runner.find(name)), name, url, settings)
+    assert report["error"] is None
+    assert all("tool_ms" in call or call["receipt"] for call in report["calls"])
+    if name == "mixed":
+        assert set(report["variables"]["attainment"]) == {"chat", "best_of_n"}
+
+
+@sgl.function
+def long_answer(s):
+    s += "Hello" + gen("text", max_tokens=2000, ignore_eos=True, slo=SLACK) + gen("never", max_tokens=4, slo=SLACK)
+
+
+def test_a_cancelled_run_frees_what_it_held(shared, backend):
+    state = long_answer.run(backend=backend, stream=True)
+    stream = state.text_iter("text")
+    assert next(stream) is not None
+    with pytest.warns(UserWarning, match="Error in stream_executor"):
+        cancel(state)
+        "".join(stream)
+        state.stream_executor.worker.join(60)
+    (entry,) = receipts(state)
+    assert entry["error"] == "the run was cancelled" and entry["output_tokens"] < 2000
+    shared.assert_nothing_is_left()
 
 
 @sgl.function
