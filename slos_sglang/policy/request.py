@@ -222,9 +222,10 @@ class Request(Numbers):
 
         A TTFT slowdown is relative to the zero-load prefill of the uncached tokens. A budget leaves time for the calls
         and gaps that are said to follow; the rest is this call's, and where nothing tighter is asked for, prefill and
-        tokens (as many as there may be) are slowed down alike to fill it. What must reach the client is planned
-        `delivery_ms` early: so long is the way from the scheduler to there. `credit_share` of the expected output's
-        time is what later tokens may be lent of an early first token's slack.
+        tokens (as many as there may be) are slowed down alike to fill it. So are prefill and thinking where the answer
+        is to begin by a time; if they are known to take longer, the first token is due before it can be there. What
+        must reach the client is planned `delivery_ms` early: so long is the way from the scheduler to there.
+        `credit_share` of the expected output's time is what later tokens may be lent of an early first token's slack.
         """
         slo = self.slo
         if slo is None or not slo.constrained:
@@ -247,6 +248,12 @@ class Request(Numbers):
             free_ms = slo.budget_ms - (slo.rest_gaps_ms or 0.0)
             slowdown = max(free_ms / (here_ms + _rest_ms(slo, cost, decode_ms)), 1.0)
             self.aim_s = min(self.arrival_s + slowdown * here_ms / 1e3, self.deadline_s) - delivery_s
+            self.first_due_s = min(self.first_due_s, self.arrival_s + slowdown * prefill_ms / 1e3)
+        if self.phase_due_s < INF:
+            here_ms = prefill_ms + self._until_awaited() * decode_ms
+            slowdown = (self.phase_due_s - self.arrival_s) * 1e3 / here_ms
+            if self.think_tokens >= self._most_left():  # nobody knows how many there will be: it may be in time
+                slowdown = max(slowdown, 1.0)
             self.first_due_s = min(self.first_due_s, self.arrival_s + slowdown * prefill_ms / 1e3)
         self.first_due_s -= delivery_s
         if self.ttft_s < INF:

@@ -184,6 +184,23 @@ def test_the_first_token_after_thinking_is_due_and_paces_thinking() -> None:
     assert r.kept
 
 
+def test_the_time_until_the_answer_is_for_the_prompt_too() -> None:
+    """16.9 ms of prefill, nine tokens of 7 ms to the answer's first one, and three times as much time."""
+    r = Request(rid="r", seq=0, arrival_s=10.0, slo=WireSLO(answer_ttft_ms=3 * (16.9 + 63)), think_tokens=8)
+    r.uncached_tokens = 100
+    r.set_targets(COST)
+    assert r.due_s == pytest.approx(10.0 + 3 * 16.9 / 1e3) and r.pace_s == pytest.approx(3 * 7 / 1e3)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_an_answer_that_can_not_begin_in_time_is_due_too_early_where_that_is_known(known: bool) -> None:
+    numbers = {"think_tokens": 100} if known else {}
+    r = Request(rid="r", seq=0, arrival_s=10.0, slo=WireSLO(answer_ttft_ms=300), max_tokens=2000, **numbers)
+    r.uncached_tokens = 100
+    r.set_targets(COST)
+    assert (r.first_due_s < 10.0 + 16.9 / 1e3 - 1e-9) == known
+
+
 @pytest.mark.parametrize("came", [True, False])
 def test_a_late_first_token_of_the_answer_is_a_miss_and_so_is_none(came: bool) -> None:
     r = request(WireSLO(answer_ttft_ms=1000))
