@@ -102,7 +102,7 @@ CALLS = {tool: rf'\{{"tool": "{tool}", "args": "{args}"\}}' for tool, args in AR
 # Nothing is answered before a tool was asked.
 FIRST_TURN = "|".join(call for tool, call in CALLS.items() if tool != "answer")
 LATER_TURN = "|".join(CALLS.values())
-ANSWER = r"[A-Z]([A-Za-z0-9 ,'()-]|\.[0-9]){10,160}\."
+ANSWER = r"[A-Z0-9]([A-Za-z0-9 ,'()-]|\.[0-9]){10,160}\."
 SYSTEM = """Answer the question with the help of tools, one call at a time, as JSON.
 {"tool": "calculator", "args": "12 * 3.5"}
 {"tool": "lookup", "args": "NAME"} or {"tool": "lookup", "args": "highest 3"}: heights of mountains

@@ -67,6 +67,11 @@ _SNIPPETS = (
 )
 
 
+def words() -> list[str]:
+    """The stems: common English words."""
+    return _WORDS.split()
+
+
 def corpus(seed: int) -> list[str]:
     """Lines of made-up English, tool calls, code and numbers; every stem occurs."""
     words = _WORDS.split()

@@ -90,14 +90,14 @@ def test_greedy_answers_are_long_and_varied(made, tokenizer):
 
 def next_logits(config: dict, weights: dict[str, np.ndarray], ids: list[int]) -> np.ndarray:
     """A Llama in a few lines of numpy: the logits of the token after `ids`."""
-    heads, group, size = config["num_attention_heads"], 2, config["head_dim"]
-    assert heads // config["num_key_value_heads"] == group
+    heads, size = config["num_attention_heads"], config["head_dim"]
+    group = heads // config["num_key_value_heads"]
     speeds = config["rope_theta"] ** (-np.arange(0, size, 2) / size)
     angles = np.outer(np.arange(len(ids)), speeds).astype(np.float32)
     cos, sin = np.cos(angles)[:, None], np.sin(angles)[:, None]
 
-    def norm(x):
-        return x / np.sqrt((x**2).mean(-1, keepdims=True) + config["rms_norm_eps"])
+    def norm(name, x):
+        return weights[f"model.{name}.weight"] * x / np.sqrt((x**2).mean(-1, keepdims=True) + config["rms_norm_eps"])
 
     def rotate(x):
         a, b = np.split(x, 2, axis=-1)
@@ -110,17 +110,17 @@ def next_logits(config: dict, weights: dict[str, np.ndarray], ids: list[int]) ->
         def project(name, x, layer=layer):
             return x @ weights[f"model.layers.{layer}.{name}.weight"].T
 
-        x = norm(h)
+        x = norm(f"layers.{layer}.input_layernorm", h)
         q, k, v = (project(f"self_attn.{name}_proj", x).reshape(len(ids), -1, size) for name in "qkv")
         k, v = rotate(k).repeat(group, axis=1), v.repeat(group, axis=1)
         scores = np.einsum("qhd,khd->hqk", rotate(q), k) * np.float32(size**-0.5) + hidden
         shares = np.exp(scores - scores.max(-1, keepdims=True))
         shares /= shares.sum(-1, keepdims=True)
         h = h + project("self_attn.o_proj", np.einsum("hqk,khd->qhd", shares, v).reshape(len(ids), -1))
-        x = norm(h)
+        x = norm(f"layers.{layer}.post_attention_layernorm", h)
         gate = project("mlp.gate_proj", x)
         h = h + project("mlp.down_proj", gate / (1 + np.exp(-gate)) * project("mlp.up_proj", x))
-    return norm(h)[-1] @ weights["lm_head.weight"].T
+    return norm("norm", h)[-1] @ weights["model.embed_tokens.weight" if config["tie_word_embeddings"] else "lm_head.weight"].T
 
 
 def test_wrong_input_is_named(tmp_path):

@@ -1,0 +1,185 @@
+"""Judges the embedded model: how many held-out questions of each kind end in the right answer, tools executed.
+
+An answer is right if it is the expected one, letter by letter. The first tenth of the questions is about the shipped
+table, the others about tables of made-up mountains; none of these names occur in training. Decoding is greedy:
+through a server with the programs' grammars as they are, or through plain transformers without any.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+from slos_sglang.programs import reasoning, tool_agent
+from tiny_conversations import NOW_ANSWER, Episode
+from tiny_episodes import KINDS, Source
+from tiny_names import Mountain
+
+from slos_sglang.engine.launch import server
+
+JUDGED = tuple(kind for kind in KINDS if kind != "copy")
+ROUNDS, TABLE_ROWS = 10, 32
+SHIPPED = tuple(
+    Mountain(name=name, range=range_, country=country, height_m=height_m)
+    for name, range_, country, height_m in tool_agent.MOUNTAINS.execute("SELECT * FROM mountains ORDER BY name")
+)
+SHIPPED_CHOICES = "|".join(tool_agent.NAMES)
+GRAMMARS = {"FIRST_TURN": tool_agent.FIRST_TURN, "LATER_TURN": tool_agent.LATER_TURN}
+
+
+def tables(seed: int) -> list[Sequence[Mountain]]:
+    """The shipped table and made-up ones; no two mountains of a table are equally high."""
+    made_up = Source(seed, held_out=True)
+    found: list[Sequence[Mountain]] = [SHIPPED]
+    while len(found) < ROUNDS:
+        rows = {m.height_m: m for m in made_up.mountains(TABLE_ROWS + 4)}
+        found.append(tuple(rows.values())[:TABLE_ROWS])
+    return found
+
+
+def episodes(seed: int, round_: int, table: Sequence[Mountain], each: int) -> list[Episode]:
+    """So many questions of every kind about a table."""
+    source = Source(seed * ROUNDS + round_, held_out=True, table=table)
+    return [source.episode(kind) for kind in JUDGED for _ in range(each)]
+
+
+def use(table: Sequence[Mountain]) -> None:
+    """Let the tool agent look things up in this table, and its grammars name what is in it."""
+    rows = [(m.name, m.range, m.country, m.height_m) for m in table]
+    tool_agent.MOUNTAINS.execute("DELETE FROM mountains")
+    tool_agent.MOUNTAINS.executemany("INSERT INTO mountains VALUES (?, ?, ?, ?)", rows)
+    for name, grammar in GRAMMARS.items():
+        setattr(tool_agent, name, grammar.replace(SHIPPED_CHOICES, "|".join(m.name for m in table)))
+
+
+class Plain:
+    """Greedy decoding by transformers, many conversations at a time."""
+
+    def __init__(self, directory: Path) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        self._torch = torch
+        self._tokenizer = AutoTokenizer.from_pretrained(directory, padding_side="left")
+        self._model = AutoModelForCausalLM.from_pretrained(directory)
+
+    def complete(self, texts: list[str], rows: int = 64) -> list[str]:
+        """What follows each text."""
+        order = sorted(range(len(texts)), key=lambda n: (len(texts[n]), n))
+        replies = [""] * len(texts)
+        for start in range(0, len(order), rows):
+            chosen = order[start : start + rows]
+            inputs = self._tokenizer([texts[n] for n in chosen], return_tensors="pt", padding=True)
+            inputs.pop("token_type_ids", None)
+            with self._torch.inference_mode():
+                ids = self._model.generate(**inputs, max_new_tokens=140, do_sample=False)
+            for n, row in zip(chosen, ids[:, inputs["input_ids"].shape[1] :], strict=True):
+                replies[n] = str(self._tokenizer.decode(row, skip_special_tokens=True))
+        return replies
+
+    def converse(self, asked: Sequence[Episode], turns: int = 5) -> list[str]:
+        """The whole text of each conversation, as the programs lead it."""
+        texts = [episode.turns[0].prompt for episode in asked]
+        open_ = [n for n, episode in enumerate(asked) if not episode.kind.startswith("think")]
+        thinkers = [n for n, episode in enumerate(asked) if episode.kind.startswith("think")]
+        self._extend(texts, thinkers)
+        agents = list(open_)
+        for _ in range(turns):
+            going = []
+            for n, reply in zip(open_, self._extend(texts, open_), strict=True):
+                try:
+                    result = tool_agent.call_tool(reply)
+                except (KeyError, TypeError):
+                    result = "error: the call was cut short"
+                texts[n] += "\n" if result is None else f"\nUSER:{result}\nASSISTANT:"
+                going += [n] * (result is not None)
+            ready = [n for n in open_ if n not in going]
+            for n in ready:
+                texts[n] += f"USER:{NOW_ANSWER}\nASSISTANT:"
+            open_ = going
+        for n in open_:
+            texts[n] = texts[n].removesuffix("ASSISTANT:") + f"USER:{NOW_ANSWER}\nASSISTANT:"
+        self._extend(texts, agents)
+        return texts
+
+    def _extend(self, texts: list[str], which: list[int]) -> list[str]:
+        replies = self.complete([texts[n] for n in which])
+        for n, reply in zip(which, replies, strict=True):
+            texts[n] += reply
+        return replies
+
+
+def through_server(url: str, asked: Sequence[Episode], threads: int = 16) -> list[str]:
+    """The same by the shipped programs against a server."""
+    import sglang as sgl
+
+    backend = sgl.RuntimeEndpoint(url)
+
+    def text(episode: Episode) -> str:
+        program = reasoning.main if episode.kind.startswith("think") else tool_agent.main
+        return str(program.run(question=episode.question, backend=backend).text()).removesuffix("\n")
+
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(text, asked))
+
+
+def answer_of(text: str) -> str:
+    """The last thing said, without thinking."""
+    return text.rpartition("ASSISTANT:")[2].rpartition("</think>")[2]
+
+
+def wilson(right: int, of: int, z: float = 1.96) -> tuple[float, float]:
+    """The 95 % confidence interval of a share."""
+    share = right / of
+    centre, spread = share + z * z / (2 * of), z * ((share * (1 - share) + z * z / (4 * of)) / of) ** 0.5
+    return (centre - spread) / (1 + z * z / of), (centre + spread) / (1 + z * z / of)
+
+
+def main() -> None:
+    """Print a table, and with --show so many failures of each kind."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--seed", type=int, default=1, help="1 while choosing; others once, at the end")
+    parser.add_argument("--each", type=int, default=4, help="questions of a kind about each of the tables")
+    parser.add_argument("--served", action="store_true", help="through a server, by the programs as they are")
+    parser.add_argument("--show", type=int, default=0)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    right: Counter[str] = Counter()
+    wrong: Counter[str] = Counter()
+    with ExitStack() as stack:
+        if args.served:
+            converse = partial(through_server, stack.enter_context(server(args.model)).url)
+        else:
+            converse = Plain(args.model).converse
+        for number, table in enumerate(tables(args.seed)):
+            use(table)
+            asked = episodes(args.seed, number, table, args.each)
+            for episode, text in zip(asked, converse(asked), strict=True):
+                if answer_of(text) == episode.answer:
+                    right[episode.kind] += 1
+                    continue
+                wrong[episode.kind] += 1
+                if wrong[episode.kind] <= args.show:
+                    print(f"- {episode.kind}: expected {episode.answer!r}\n{text.partition('USER:')[2]}", flush=True)
+    found = {}
+    for kind in JUDGED:
+        of = right[kind] + wrong[kind]
+        low, high = wilson(right[kind], of)
+        found[kind] = {"right": right[kind], "of": of, "low": round(low, 3), "high": round(high, 3)}
+        print(
+            f"{kind:14} {right[kind]:4} of {of}  {100 * right[kind] / of:5.1f} %  ({100 * low:.1f} to {100 * high:.1f})"
+        )
+    print(f"mean {100 * sum(right.values()) / (sum(right.values()) + sum(wrong.values())):.1f} %")
+    if args.json:
+        args.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
