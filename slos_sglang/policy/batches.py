@@ -19,6 +19,9 @@ from slos_sglang.policy.request import Request
 MAX_BATCH = 6.0
 # And how much longer than what every step costs, or all decoders together, it is at least.
 ROOM_FOR_WORK = 1.5
+# Best effort has its turn from this share of the ageing bound on, as soon as that breaks no promise: so the bound
+# itself, where nothing new is promised until it had it, is seldom met.
+TURN_AFTER = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +30,8 @@ class Limits:
 
     max_batch_ms            longest batch while prompts wait, so that a newcomer soon gets its turn; None: `MAX_BATCH`
                             times what a step costs before any work
-    best_effort_fill        share of the time to the earliest due token up to which others may stretch a batch
-    best_effort_steps       and the longest batch so stretched, in steps without any work: who comes while it runs waits
+    best_effort_steps       longest batch that best effort may stretch, in steps without any work: who comes while it
+                            runs waits. What decoders are ahead of their pace beyond `longest_ms` is all that it may use
     best_effort_memory      where promised requests hold more than this share of the memory, nothing may slow them down
                             but turns: the sooner they end, the sooner the next one can be promised
     best_effort_max_wait_s  ageing: best effort that was not served for so long is due; nothing is promised meanwhile
@@ -40,8 +43,7 @@ class Limits:
     """
 
     max_batch_ms: float | None = None
-    best_effort_fill: float = 0.6
-    best_effort_steps: float = 3.0
+    best_effort_steps: float = 1.5
     best_effort_memory: float = 0.5
     best_effort_max_wait_s: float = 5.0
     min_chunk_steps: float = 0.5
@@ -122,8 +124,8 @@ class Standing(IntEnum):
 
 
 def aged(request: Request, now_s: float, limits: Limits) -> bool:
-    """True for best effort that was not served for too long."""
-    return not request.standard and now_s >= request.served_s + limits.best_effort_max_wait_s
+    """True for best effort that was not served for so long that it may have a turn."""
+    return not request.standard and now_s >= request.served_s + TURN_AFTER * limits.best_effort_max_wait_s
 
 
 def _order(request: Request, now_s: float, limits: Limits, *, turn: bool) -> tuple[int, bool, float, int]:

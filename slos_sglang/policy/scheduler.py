@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from slos_sglang.policy import plan
 from slos_sglang.policy.admission import Method, Outlook, Verdict
 from slos_sglang.policy.batch_time import BatchSize, CostModel
-from slos_sglang.policy.batches import UNBOUNDED, Batch, Limits, Memory, aged, fill, make_room
+from slos_sglang.policy.batches import TURN_AFTER, UNBOUNDED, Batch, Limits, Memory, aged, fill, make_room
 from slos_sglang.policy.request import INF, Request, lost, table_of
 
 _NO_BOUND_MS = 1e9
@@ -108,18 +108,29 @@ class Scheduler:
         if not rest:
             return batch
         oldest = min(rest, key=lambda r: (not aged(r, now_s, limits), r.seq))
-        turn = now_s >= self._last_turn_s + limits.best_effort_max_wait_s and aged(oldest, now_s, limits)
-        room_ms = min(longest_ms * limits.best_effort_fill, limits.best_effort_steps * self.cost.const_ms)
-        if turn:
-            room_ms = longest_ms
-        elif scarce or chosen.prompts_are_left:
-            return batch
-        filled = self._beside(chosen, batch, rest, memory, within_ms=room_ms, turn=turn)
-        if turn:
-            had = oldest in filled.decode or any(r is oldest for r, _ in filled.prefill)
-            self._turn_owed = not had
-            self._last_turn_s = now_s if had else self._last_turn_s
-        return filled
+        turn = now_s >= self._last_turn_s + TURN_AFTER * limits.best_effort_max_wait_s and aged(oldest, now_s, limits)
+        room_ms = min(longest_ms, limits.best_effort_steps * self.cost.const_ms)
+        if not turn:
+            if scarce or chosen.prompts_are_left:
+                return batch
+            # What decoders are ahead of their pace is kept for who comes next: one longest batch of it.
+            room_ms = min(room_ms, chosen.slack_ms - limits.longest_ms(self.cost))
+            return self._beside(chosen, batch, rest, memory, within_ms=room_ms)
+        least_ms = self._least_ms(batch, oldest)
+        for within_ms in (least_ms,) if chosen.prompts_are_left else (max(room_ms, least_ms), least_ms):
+            filled = self._beside(chosen, batch, rest, memory, within_ms=within_ms, turn=True)
+            if oldest in filled.decode or any(r is oldest for r, _ in filled.prefill):
+                self._last_turn_s = now_s
+                return filled
+        self._turn_owed = now_s >= oldest.served_s + limits.best_effort_max_wait_s
+        return batch
+
+    def _least_ms(self, batch: Batch, request: Request) -> float:
+        """What `batch` takes with the least of `request` beside it."""
+        tokens = min(max(request.uncached_tokens, 1), self.limits.min_chunk_tokens(self.cost))
+        size = replace(batch.size)
+        size.add(tokens=tokens, context_tokens=request.context_tokens + tokens)
+        return self.cost.batch_ms(size) * self.cost.margin
 
     def _beside(
         self,

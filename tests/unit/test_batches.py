@@ -10,7 +10,7 @@ from slos_sglang.slo import WireSLO
 
 # A step takes 10 ms, a token 0.1 ms, a row nothing: a batch of 50 ms has room for 400 tokens.
 COST = CostModel(Piece(tokens_ms=0.1, const_ms=10))
-LIMITS = Limits(max_batch_ms=1000, rides_ahead=1.0, best_effort_fill=0.6)
+LIMITS = Limits(max_batch_ms=1000, rides_ahead=1.0)
 
 
 def make(
@@ -83,10 +83,13 @@ def test_a_crumb_of_a_chunk_is_left_out_unless_it_completes_the_prompt() -> None
 
 
 def test_best_effort_gets_what_is_left_over() -> None:
-    waiting = [make("be", due_ms=None, left=1000, promised=False), make("p", due_ms=500, left=100)]
-    # 60 % of the 50 ms: 30 ms hold 10 + 0.1 + 10 and 99 tokens of best effort.
-    decode, prefill = plan([make("d", due_ms=50)], waiting)
-    assert decode == {"d"} and prefill == {"p": 100, "be": 99}
+    waiting = [make("be", due_ms=None, left=1000, promised=False), make("p", due_ms=500, left=10)]
+    limits = Limits(max_batch_ms=60, best_effort_steps=2)
+    # Two steps are 20 ms: 10 + 0.1 + 1 and 89 tokens of best effort.
+    assert plan([make("d", due_ms=100)], waiting, limits) == ({"d"}, {"p": 10, "be": 89})
+    # The decoder is 77 ms ahead, 60 of which are for who comes next.
+    assert plan([make("d", due_ms=77)], waiting, limits) == ({"d"}, {"p": 10, "be": 59})
+    assert plan([make("d", due_ms=65)], waiting, limits) == ({"d"}, {"p": 10})
 
 
 def test_best_effort_that_would_break_a_promise_gets_nothing() -> None:
@@ -99,10 +102,12 @@ def test_aged_best_effort_has_its_turn_where_that_breaks_no_promise() -> None:
     old = make("old", due_ms=None, left=600, promised=False)
     old.arrival_s = old.served_s = -10.0
     decoder = make("d", due_ms=50)
-    limits = Limits(max_batch_ms=1000, best_effort_fill=0.1)
-    assert plan([decoder], [old], limits) == ({"d"}, {"old": 399}), "it may fill the batch, not only a tenth of it"
-    tight = make("p", due_ms=60, left=390)
-    assert plan([decoder], [old, tight], limits) == ({"d"}, {"p": 390}), "10 + 39 ms are needed for the promise"
+    limits = Limits(max_batch_ms=1000, best_effort_steps=3)
+    assert plan([decoder], [old], limits) == ({"d"}, {"old": 199}), "it may use what is kept for who comes next"
+    late = make("p", due_ms=70, left=500)
+    assert plan([decoder], [old, late], limits) == ({"d"}, {"p": 399}), "10 + 39.9 ms leave 20 ms for 101 tokens"
+    soon = make("p", due_ms=500, left=300)
+    assert plan([decoder], [old, soon], limits) == ({"d"}, {"p": 300, "old": 50}), "the least where there is no more"
 
 
 def test_nothing_is_promised_while_best_effort_waits_too_long() -> None:
