@@ -1,7 +1,8 @@
 """What earlier runs of a program showed: what remains after each of its calls, and when the next one comes.
 
 A run of a program is known by its function, a call in it by its stage path and by how many calls of that path had
-ended before it began. What must stay true: no clock in here, and a run that failed teaches nothing.
+ended before it began. What remains is known for the whole run and for each stage around the call, because a budget may
+be any of theirs. What must stay true: no clock in here, and a run that failed teaches nothing.
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ Key = tuple[str, str, int]
 class CallDone:
     """A call that has ended: its stage path, when it was sent and answered (s, one clock), and its tokens.
 
+    `scopes` are the run and the stages that it was in, outermost first, by any numbers that tell them apart;
     `prompt_tokens` are those that were new, found in no cache.
     """
 
     stage: str
+    scopes: tuple[int, ...]
     sent_s: float
     ended_s: float
     prompt_tokens: int = 0
@@ -52,22 +55,33 @@ class History:
     """What remained after the calls of programs, in the latest runs; may be used by several threads."""
 
     def __init__(self) -> None:
-        self._seen: dict[Key, deque[Rest]] = {}
+        self._seen: dict[Key, deque[list[Rest]]] = {}
         self._lock = threading.Lock()
 
     def learn(self, function: str, calls: Sequence[CallDone]) -> None:
         """A run of `function` has ended, and these were its calls in the order in which they ended."""
-        learned = [((function, c.stage, _before(n, calls)), rest_after(n, calls)) for n, c in enumerate(calls)]
+        learned = [
+            (
+                (function, call.stage, _before(n, calls)),
+                [rest_after(n, calls, depth) for depth in range(len(call.scopes))],
+            )
+            for n, call in enumerate(calls)
+        ]
         with self._lock:
             for key, rest in learned:
                 self._seen.setdefault(key, deque(maxlen=MEMORY_RUNS)).append(rest)
 
-    def expect(self, function: str, stage: str, before: int) -> Rest | None:
-        """The mean of what remained after such a call, `before` of its stage having ended; None: too few were seen."""
+    def expect(self, function: str, stage: str, before: int, depth: int) -> Rest | None:
+        """The mean of what remained after such a call, `before` of its stage having ended; None: too few were seen.
+
+        `depth` says of what: 0 of the run, 1 of the stage in it that is around the call, and so on; deeper than all of
+        them nothing remains.
+        """
         with self._lock:
-            seen = list(self._seen.get((function, stage, before), ()))
-        if len(seen) < ENOUGH_RUNS:
+            runs = list(self._seen.get((function, stage, before), ()))
+        if len(runs) < ENOUGH_RUNS:
             return None
+        seen = [rests[depth] if depth < len(rests) else Rest(gap_ms=rests[0].gap_ms) for rests in runs]
         *columns, gaps = zip(*map(astuple, seen), strict=True)
         calls, prompt, output, all_gaps_ms = (sum(column) / len(seen) for column in columns)
         known = [gap for gap in gaps if gap is not None]
@@ -80,12 +94,17 @@ class History:
         )
 
 
-def rest_after(number: int, calls: Sequence[CallDone]) -> Rest:
+def rest_after(number: int, calls: Sequence[CallDone], depth: int = 0) -> Rest:
     """What was sent after call `number` of `calls`, which are in the order in which they ended, had been answered.
 
-    A gap is a time in which none of them is under way.
+    Those count that share the call's scopes down to `depth`; the gap to the next call, whichever that is, always. A gap
+    is a time in which none of them is under way.
     """
-    call, others = calls[number], calls[number + 1 :]
+    call, next_gap_ms = calls[number], None
+    if depth:
+        next_gap_ms = rest_after(number, calls).gap_ms
+    within = call.scopes[: depth + 1]
+    others = [c for c in calls[number + 1 :] if c.scopes[: depth + 1] == within]
     later = sorted((c for c in others if c.sent_s >= call.ended_s), key=lambda c: (c.sent_s, c.ended_s))
     gaps_s = 0.0
     busy_until_s = max((c.ended_s for c in others if c.sent_s < call.ended_s), default=call.ended_s)
@@ -97,7 +116,7 @@ def rest_after(number: int, calls: Sequence[CallDone]) -> Rest:
         rest_prompt_tokens=sum(c.prompt_tokens for c in later),
         rest_output_tokens=sum(c.output_tokens for c in later),
         rest_gaps_ms=gaps_s * 1000,
-        gap_ms=(later[0].sent_s - call.ended_s) * 1000 if later else None,
+        gap_ms=(later[0].sent_s - call.ended_s) * 1000 if later and not depth else next_gap_ms,
     )
 
 

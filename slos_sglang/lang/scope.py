@@ -12,6 +12,7 @@ of them to end leaves goes on.
 
 from __future__ import annotations
 
+import itertools
 import random
 import threading
 import time
@@ -19,7 +20,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -58,6 +59,7 @@ class Scope:
     receipts   what was sent and answered inside so far, in order of completion
     flexible   its budget is a part of the schedule of the budget around it; a call's own `e2e_ms` is not
     function   of a program run: what its history is kept by
+    serial     a number that no other scope has
     done       of a program run: its calls so far
     cancelled  nothing is sent from in here any more
     under_way  requests sent from in here that may not have been answered, by id: where to, and the key for it
@@ -73,6 +75,7 @@ class Scope:
     receipts: list[dict[str, Any]] = field(default_factory=list)
     flexible: bool = False
     function: str | None = None
+    serial: int = field(default_factory=itertools.count().__next__)
     done: list[CallDone] = field(default_factory=list)
     cancelled: bool = False
     under_way: dict[str, tuple[str, str | None]] = field(default_factory=dict)
@@ -192,12 +195,27 @@ class Scope:
         ).to_dict()
 
     def _rest(self) -> Rest | None:
-        """What is expected to remain of the outermost program after this call."""
+        """What is expected to remain after this call of what its budget is for; of the whole run where there is none."""
         runs = [scope for scope in self._chain() if scope.function is not None]
         if not runs or runs[-1].function is None:
             return None
+        inwards, budget_of = self._inwards(runs[-1]), self._tightest()
+        depth = inwards.index(budget_of) if budget_of in inwards else 0
         before = sum(call.stage == self.path for call in runs[-1].done)
-        return history.expect(runs[-1].function, self.path, before)
+        return history.expect(runs[-1].function, self.path, before, depth)
+
+    def _inwards(self, run: Scope) -> list[Scope]:
+        """The scopes from `run` down to this one."""
+        chain = list(self._chain())
+        return chain[chain.index(run) :: -1]
+
+    def _tightest(self) -> Scope | None:
+        """Whose budget it is that travels; the outermost of equals."""
+        now_s = clock()
+        left = [
+            (ms, -n, scope) for n, scope in enumerate(self._chain()) if (ms := scope._own_left_ms(now_s)) is not None
+        ]
+        return min(left)[2] if left else None
 
     def stopped(self) -> str | None:
         """Why nothing is sent from here any more; None where something is."""
@@ -234,6 +252,7 @@ class Scope:
         prompt_tokens, output_tokens = meta_info.get("prompt_tokens"), meta_info.get("completion_tokens")
         call = CallDone(
             stage=self.path,
+            scopes=(),
             sent_s=self.started_s,
             ended_s=clock(),
             prompt_tokens=max((prompt_tokens or 0) - (meta_info.get("cached_tokens") or 0), 0),
@@ -254,7 +273,8 @@ class Scope:
         for scope in self._chain():
             scope.receipts.append(entry)
             if call is not None and scope.function is not None:
-                scope.done.append(call)
+                scopes = tuple(each.serial for each in self._inwards(scope)[:-1])
+                scope.done.append(replace(call, scopes=scopes))
 
     @contextmanager
     def tool(self, name: str) -> Iterator[None]:

@@ -32,8 +32,10 @@ def backend(server):
     return sgl.RuntimeEndpoint(server.url)
 
 
-def done(stage, sent_s, ended_s, prompt=10, output=4):
-    return CallDone(stage=stage, sent_s=sent_s, ended_s=ended_s, prompt_tokens=prompt, output_tokens=output)
+def done(stage, sent_s, ended_s, prompt=10, output=4, scopes=(0,)):
+    return CallDone(
+        stage=stage, scopes=scopes, sent_s=sent_s, ended_s=ended_s, prompt_tokens=prompt, output_tokens=output
+    )
 
 
 CHAIN = [done("act", 0, 1), done("act", 3, 4, prompt=20), done("final", 4.5, 6, output=9)]
@@ -58,21 +60,41 @@ def test_calls_side_by_side_leave_no_gap():
 def test_calls_of_a_loop_are_told_apart_by_how_many_came_before():
     history = History()
     for _ in range(ENOUGH_RUNS):
-        assert history.expect("f", "act", 0) is None
+        assert history.expect("f", "act", 0, 0) is None
         history.learn("f", CHAIN)
-    assert history.expect("f", "act", 0) == rest_after(0, CHAIN)
-    assert history.expect("f", "act", 1) == rest_after(1, CHAIN)
-    assert history.expect("f", "act", 2) is history.expect("g", "act", 0) is None
+    assert history.expect("f", "act", 0, 0) == rest_after(0, CHAIN)
+    assert history.expect("f", "act", 1, 0) == rest_after(1, CHAIN)
+    assert history.expect("f", "act", 2, 0) is history.expect("g", "act", 0, 0) is None
+
+
+def test_what_remains_of_a_stage_and_of_a_call():
+    """Two turns in stages of the same name, then an answer outside."""
+    calls = [
+        done("turn/a", 0, 1, scopes=(0, 1)),
+        done("turn/b", 2, 3, scopes=(0, 1)),
+        done("turn/a", 4, 5, scopes=(0, 2)),
+        done("final", 6, 7, scopes=(0,)),
+    ]
+    history = History()
+    for _ in range(ENOUGH_RUNS):
+        history.learn("f", calls)
+    whole, of_stage, of_call = (history.expect("f", "turn/a", 0, depth) for depth in range(3))
+    assert whole is not None and of_stage is not None and of_call is not None
+    assert (whole.rest_calls, whole.rest_gaps_ms) == (3, 3000)
+    assert (of_stage.rest_calls, of_stage.rest_gaps_ms, of_stage.gap_ms) == (1, 1000, 1000)
+    assert of_call == Rest(gap_ms=1000)
+    last_of_stage = history.expect("f", "turn/b", 0, 1)
+    assert last_of_stage == Rest(gap_ms=1000), "the program goes on, the stage does not"
 
 
 def test_the_latest_runs_count_and_their_mean():
     history = History()
     for _ in range(MEMORY_RUNS):
         history.learn("f", [done("a", 0, 1)])
-    assert history.expect("f", "a", 0) == Rest()
+    assert history.expect("f", "a", 0, 0) == Rest()
     for number in range(MEMORY_RUNS):
         history.learn("f", [done("a", 0, 1), done("b", 2 + number % 2, 5)])
-    rest = history.expect("f", "a", 0)
+    rest = history.expect("f", "a", 0, 0)
     assert rest is not None and (rest.rest_calls, rest.gap_ms) == (1, 1500)
 
 
@@ -145,6 +167,22 @@ def test_what_earlier_runs_showed_is_announced(server, backend, clock):
     )
     assert (second["rest_calls"], second["rest_gaps_ms"], final["rest_calls"]) == (1, 700, 0)
     assert "gap_ms" not in final and set(first) <= set(WIRE_KEYS)
+
+
+def test_what_remains_is_that_of_the_budget_that_travels(server, backend, clock):
+    @sgl.function
+    def program(s, whole_ms):
+        with stage("solve", e2e_ms=whole_ms):
+            with stage("plan", e2e_ms=2000):
+                s += gen("a") + gen("b")
+            s += gen("own", slo=SLO(e2e_ms=100)) + gen("end")
+
+    for _ in range(ENOUGH_RUNS):
+        program.run(9000, backend=backend).sync()
+    server.bodies.clear()
+    program.run(9000, backend=backend).sync()
+    program.run(1500, backend=backend).sync()
+    assert [slo["rest_calls"] for slo in server.slos] == [1, 0, 0, 0, 3, 2, 0, 0]
 
 
 def test_an_annotated_program_and_its_batch_share_the_history(server, backend, clock):
