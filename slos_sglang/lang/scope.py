@@ -195,7 +195,7 @@ class Scope:
         ).to_dict()
 
     def _rest(self) -> Rest | None:
-        """What is expected to remain after this call of what its budget is for; of the whole run where there is none."""
+        """What is expected to remain after this call of what its budget is for; of the whole run without a budget."""
         runs = [scope for scope in self._chain() if scope.function is not None]
         if not runs or runs[-1].function is None:
             return None
