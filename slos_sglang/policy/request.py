@@ -196,6 +196,8 @@ class Request(Numbers):
         self.preemptions = 0
         self.seen: list[PhaseSeen] = []
         self.to_come: list[Phase] = []
+        # What it and all that is said to follow take at least, even alone: more than its budget can't be promised.
+        self.program_ms = 0.0
 
     @property
     def tier(self) -> Tier:
@@ -245,8 +247,11 @@ class Request(Numbers):
         if slo.budget_ms is not None:
             self.deadline_s = self.arrival_s + slo.budget_ms / 1e3
             here_ms = prefill_ms + self._most_left() * decode_ms
-            free_ms = slo.budget_ms - (slo.rest_gaps_ms or 0.0)
-            slowdown = max(free_ms / (here_ms + _rest_ms(slo, cost, decode_ms)), 1.0)
+            gaps_ms, rest_ms = slo.rest_gaps_ms or 0.0, _rest_ms(slo, cost, decode_ms)
+            if rest_ms:
+                sure = min(self.sure_tokens, self.max_tokens)
+                self.program_ms = prefill_ms + sure * decode_ms + rest_ms + gaps_ms
+            slowdown = max((slo.budget_ms - gaps_ms) / (here_ms + rest_ms), 1.0)
             self.aim_s = min(self.arrival_s + slowdown * here_ms / 1e3, self.deadline_s) - delivery_s
             self.first_due_s = min(self.first_due_s, self.arrival_s + slowdown * prefill_ms / 1e3)
         if self.phase_due_s < INF:

@@ -96,6 +96,19 @@ def test_a_spent_budget_is_declined() -> None:
     assert not verdict.admitted and "budget is spent" in verdict.reason
 
 
+def test_a_first_call_whose_program_can_not_be_in_time_is_declined() -> None:
+    """The call takes 20 + 5 x 10 ms, what follows 10 + 10 + 100 x 10 ms, and the tool 300 ms."""
+    rest = {"rest_calls": 1, "rest_prompt_tokens": 100, "rest_output_tokens": 100, "rest_gaps_ms": 300}
+    for budget_ms, admitted in ((1300, False), (1450, True)):
+        slo = WireSLO(budget_ms=budget_ms, **rest)
+        r = Request(rid="r", seq=0, arrival_s=0.0, slo=slo, max_tokens=5, left_tokens=5, sure_tokens=5)
+        r.uncached_tokens = 100
+        r.set_targets(COST)
+        verdict = judge(r, [])
+        assert verdict.admitted == admitted
+        assert admitted or verdict.reason == "its program needs 1400 ms even alone, 1300 ms are left"
+
+
 def test_asked_in_order_of_deadline_and_asked_again() -> None:
     policy = Scheduler(cost=COST, limits=LIMITS)
     a, b = prompt("a", 400, ttft_ms=60), prompt("b", 400, ttft_ms=70)

@@ -136,6 +136,15 @@ def test_what_is_to_follow_has_its_share_of_the_budget() -> None:
     assert (r.pace_s, r.due_s) == (pytest.approx(alone.pace_s), pytest.approx(alone.due_s))
 
 
+def test_what_a_program_takes_even_alone_is_known_where_something_follows() -> None:
+    rest = {"rest_calls": 2, "rest_prompt_tokens": 100, "rest_output_tokens": 10, "rest_gaps_ms": 300}
+    r = Request(rid="r", seq=0, arrival_s=10.0, slo=WireSLO(budget_ms=500, **rest), sure_tokens=5)
+    r.uncached_tokens = 100
+    r.set_targets(COST)
+    assert r.program_ms == pytest.approx((16.9 + 5 * 7) + (2 * 6.5 + 10.4 + 10 * 7) + 300)
+    assert request(WireSLO(budget_ms=500, rest_calls=0)).program_ms == 0.0, "the future of a last call is its own"
+
+
 def test_delivery_is_planned_for() -> None:
     r = Request(rid="r", seq=0, arrival_s=10.0, slo=WireSLO(budget_ms=1000), max_tokens=9)
     r.uncached_tokens = 100
