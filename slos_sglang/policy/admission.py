@@ -127,10 +127,10 @@ class Outlook:
         """Why its targets can't be met even by a server of its own, if so."""
         if request.deadline_s <= self.now_s:
             return "its budget is spent"
+        left_ms = (request.deadline_s - self.now_s) * 1e3
+        if request.program_ms > left_ms:
+            return f"its program needs {request.program_ms:.0f} ms even alone, {left_ms:.0f} ms are left"
         if request.uncached_tokens:
-            left_ms = (request.deadline_s - self.now_s) * 1e3
-            if request.program_ms > left_ms:
-                return f"its program needs {request.program_ms:.0f} ms even alone, {left_ms:.0f} ms are left"
             alone_ms = self._cost.prefill_ms(request.uncached_tokens, prefix_tokens=request.context_tokens)
             time_ms = (request.due_s - self.now_s) * 1e3
             if alone_ms > time_ms + _EPSILON_MS:

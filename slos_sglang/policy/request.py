@@ -196,8 +196,16 @@ class Request(Numbers):
         self.preemptions = 0
         self.seen: list[PhaseSeen] = []
         self.to_come: list[Phase] = []
-        # What it and all that is said to follow take at least, even alone: more than its budget can't be promised.
-        self.program_ms = 0.0
+        # What its prompt takes alone, and all that is said to follow it, gaps included; 0: nothing follows.
+        self.prefill_ms = self.rest_ms = 0.0
+
+    @property
+    def program_ms(self) -> float:
+        """What is left of it and all that is said to follow take at least, even alone; 0 where nothing is."""
+        if not self.rest_ms:
+            return 0.0
+        tokens = max(min(self.sure_tokens, self.max_tokens) - self.output_tokens, 0)
+        return (0.0 if self.output_tokens else self.prefill_ms) + tokens * self.least_s * 1e3 + self.rest_ms
 
     @property
     def tier(self) -> Tier:
@@ -248,9 +256,7 @@ class Request(Numbers):
             self.deadline_s = self.arrival_s + slo.budget_ms / 1e3
             here_ms = prefill_ms + self._most_left() * decode_ms
             gaps_ms, rest_ms = slo.rest_gaps_ms or 0.0, _rest_ms(slo, cost, decode_ms)
-            if rest_ms:
-                sure = min(self.sure_tokens, self.max_tokens)
-                self.program_ms = prefill_ms + sure * decode_ms + rest_ms + gaps_ms
+            self.rest_ms, self.prefill_ms = rest_ms and rest_ms + gaps_ms, prefill_ms
             slowdown = max((slo.budget_ms - gaps_ms) / (here_ms + rest_ms), 1.0)
             self.aim_s = min(self.arrival_s + slowdown * here_ms / 1e3, self.deadline_s) - delivery_s
             self.first_due_s = min(self.first_due_s, self.arrival_s + slowdown * prefill_ms / 1e3)

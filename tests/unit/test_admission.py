@@ -107,6 +107,9 @@ def test_a_first_call_whose_program_can_not_be_in_time_is_declined() -> None:
         verdict = judge(r, [])
         assert verdict.admitted == admitted
         assert admitted or verdict.reason == "its program needs 1400 ms even alone, 1300 ms are left"
+        r.uncached_tokens = 0
+        r.token(0.01)
+        assert judge(r, []).admitted == admitted, "its own tokens do not make it feasible"
 
 
 def test_asked_in_order_of_deadline_and_asked_again() -> None:

@@ -142,6 +142,9 @@ def test_what_a_program_takes_even_alone_is_known_where_something_follows() -> N
     r.uncached_tokens = 100
     r.set_targets(COST)
     assert r.program_ms == pytest.approx((16.9 + 5 * 7) + (2 * 6.5 + 10.4 + 10 * 7) + 300)
+    r.token(10.1)
+    r.token(10.2)
+    assert r.program_ms == pytest.approx(3 * 7 + (2 * 6.5 + 10.4 + 10 * 7) + 300)
     assert request(WireSLO(budget_ms=500, rest_calls=0)).program_ms == 0.0, "the future of a last call is its own"
 
 
