@@ -7,7 +7,14 @@ import pytest
 import sglang as sgl
 from stub_endpoint import stub_endpoint
 
+from slos_sglang.slo import WIRE_KEYS
+
 DOCS = Path(__file__).parents[2] / "docs" / "programs.md"
+
+
+def test_every_key_of_the_wire_is_documented():
+    wire = DOCS.read_text(encoding="utf-8").partition("## On the wire")[2].partition("## Limits")[0]
+    assert [key for key in WIRE_KEYS if f"`{key}`" not in wire] == []
 
 
 @pytest.mark.filterwarnings("error")
