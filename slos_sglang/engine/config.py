@@ -71,6 +71,8 @@ class SLOConfig(BaseModel):
                             oldest of them is due at least once in so long, and nothing new is promised until it had
                             its turn
     admission               how newcomers are chosen: "auto", "dp" (dynamic program) or "edf_sim" (by deadline)
+    reserve_for_returns     share of what the next call of a program is expected to need for which room is kept while
+                            its tool runs; 0: none
     events                  a file that receives one JSON line a scheduler step and request (timelines); None: off.
                             Tensor-parallel rank 0 writes it; with `{rank}` in its name every rank writes its own
     """
@@ -81,6 +83,7 @@ class SLOConfig(BaseModel):
     classes: tuple[SLOClass, ...] = ()
     best_effort_max_wait_s: float = Field(default=5.0, gt=0, strict=True)
     admission: Literal["auto", "dp", "edf_sim"] = "auto"
+    reserve_for_returns: float = Field(default=0.0, ge=0, le=1, strict=True)
     events: str | None = None
 
     @field_validator("default_slo")

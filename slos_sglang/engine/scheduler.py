@@ -34,6 +34,7 @@ from slos_sglang.policy.admission import Verdict
 from slos_sglang.policy.batch_time import OnlineCostModel
 from slos_sglang.policy.batches import Batch, Limits, Memory
 from slos_sglang.policy.dp import compile_ahead
+from slos_sglang.policy.programs import Programs
 from slos_sglang.policy.request import Request
 from slos_sglang.policy.scheduler import Scheduler as Policy
 
@@ -70,6 +71,7 @@ class SLOScheduler(Scheduler):
             cost=self._cost,
             limits=Limits(best_effort_max_wait_s=self._config.best_effort_max_wait_s),
             admission=self._config.admission,
+            programs=Programs(reserve=self._config.reserve_for_returns),
         )
         # This step's decoders, where the plan leaves some out; None: all.
         self._decode_only: list[Req] | None = None
@@ -110,6 +112,7 @@ class SLOScheduler(Scheduler):
             lambda: self.tokenizer,
             rank=get_parallel().tp_rank,
             credit_share=self._policy.limits.credit_share,
+            ended=self._policy.ended,
         )
 
     def get_output_streamer_class(self) -> type[SLOOutputStreamer]:

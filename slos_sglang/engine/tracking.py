@@ -56,10 +56,12 @@ class Tracker:
         *,
         rank: int,
         credit_share: float = 0.0,
+        ended: Callable[[Request, float], None] = lambda request, now_s: None,
     ) -> None:
         self._config = config
         self._cost = cost
         self._credit_share = credit_share
+        self._ended = ended
         self._lengths = LengthEstimator()
         self._thinking = LengthEstimator()  # of first phases
         self._tokenizer = tokenizer
@@ -261,6 +263,7 @@ class Tracker:
             return None  # SGLang refused it before it was queued
         now_s = time.perf_counter()
         if state.constrained:
+            self._ended(state, self._tick_s)  # as all ranks know it: before the local clock has a say
             self._count_tokens(req, now_s)
             state.finish(now_s)
         state.output_tokens = len(req.output_ids)

@@ -230,8 +230,8 @@ class Outlook:
         return frozenset(self._row[id(r)] for r in requests)
 
     def _worth(self, row: int) -> float:
-        slo = self._requests[row].slo
-        return slo.value if slo else 1.0
+        request = self._requests[row]
+        return (request.slo.value if request.slo else 1.0) * (1.0 + request.favor)
 
     def _value(self, added: frozenset[int]) -> float:
         return sum(self._worth(row) for row in sorted(added))

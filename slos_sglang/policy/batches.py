@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 from slos_sglang.policy.batch_time import BatchSize, CostModel
@@ -77,6 +77,10 @@ class Memory:
     def blocks(self, tokens: int) -> int:
         """What `tokens` occupy, in whole blocks."""
         return -(-tokens // self.block_tokens) * self.block_tokens
+
+    def without(self, tokens: int) -> Memory:
+        """The same with `tokens` fewer that are free."""
+        return replace(self, free_tokens=self.free_tokens - tokens)
 
 
 UNBOUNDED = Memory()

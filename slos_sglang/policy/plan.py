@@ -44,7 +44,7 @@ class Rows(NamedTuple):
     """Requests as arrays, in arrival order; one without tokens `left` is not there.
 
     uncached   prompt tokens to compute; 0: it decodes   context    KV tokens it attends to
-    held       KV tokens it occupies                     left       output tokens expected
+    held       KV tokens spoken for: had, or cached      left       output tokens expected
     first_due  when its first token is due               paced      when its last token was due; inf: before the first
     pace       s from one due token to the next          deadline   when its last token is due
     credit     s that an early first token's slack may lend later ones, counted until `slack_until`
@@ -93,7 +93,7 @@ def rows_of(table: Table) -> Rows:
     return Rows(
         uncached=table["uncached_tokens"].copy(),
         context=context,
-        held=context * table["started"],
+        held=context.copy(),
         left=np.minimum(np.maximum(table["left_tokens"] - pending, 1), FORESEEN_TOKENS),
         first_due=table["first_due_s"].copy(),
         paced=paced,
@@ -378,7 +378,8 @@ def foresee(now_s: float, rows: Rows, world: World, excused: Flags, late: Flags)
         if world.memory_tokens >= 0:
             held = 0
             for i in range(rows.left.size):
-                held += _blocks(rows.context[i] + take[i] if take[i] > 0 else rows.held[i], world)
+                if rows.left[i] > 0:
+                    held += _blocks(rows.context[i] + take[i] if take[i] > 0 else rows.held[i], world)
             if held > world.memory_tokens:
                 return NO_MEMORY, _NOBODY, now_s
         now_s += ms / 1e3

@@ -182,7 +182,9 @@ def lost(table: Table, now_s: float) -> NDArray[np.bool_]:
 class Request(Numbers):
     """One generation call: its `Numbers`, and what is not one.
 
-    handle  whatever the engine or simulator needs to find its own object again; the policy never looks at it
+    handle           whatever the engine or simulator needs to find its own object again; the policy never looks at it
+    favor            by what share its turn is worth more than a first call (see `programs`), after the
+    invested_tokens  that were computed for its program before
     """
 
     def __init__(
@@ -193,7 +195,8 @@ class Request(Numbers):
         self.rid, self.slo, self.handle = rid, slo, handle
         self.targets_set = self.judged = self.announced = self.declined = False
         self.reason = ""
-        self.preemptions = 0
+        self.preemptions = self.invested_tokens = 0
+        self.favor = 0.0
         self.seen: list[PhaseSeen] = []
         self.to_come: list[Phase] = []
         # What its prompt takes alone, and all that is said to follow it, gaps included; 0: nothing follows.

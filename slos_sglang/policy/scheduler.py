@@ -15,6 +15,7 @@ from slos_sglang.policy import plan
 from slos_sglang.policy.admission import Method, Outlook, Verdict
 from slos_sglang.policy.batch_time import BatchSize, CostModel
 from slos_sglang.policy.batches import TURN_AFTER, UNBOUNDED, Batch, Limits, Memory, aged, fill, make_room
+from slos_sglang.policy.programs import Programs
 from slos_sglang.policy.request import INF, Request, lost, table_of
 
 _NO_BOUND_MS = 1e9
@@ -25,13 +26,14 @@ class Scheduler:
     """Admission and batch formation over one cost model.
 
     `asked_per_step` bounds how many declined requests are asked again in one step; `admission` says how newcomers are
-    chosen (see `admission.py`).
+    chosen (see `admission.py`), `programs` what is kept for those that have begun.
     """
 
     cost: CostModel
     limits: Limits = field(default_factory=Limits)
     asked_per_step: int = 4
     admission: Method = "auto"
+    programs: Programs = field(default_factory=Programs)
     _last_turn_s: float = -math.inf
     _turn_owed: bool = False
 
@@ -53,12 +55,16 @@ class Scheduler:
         asking = sorted(undecided, key=lambda r: (r.judged, r.due_s, r.seq))
         new = sum(not r.judged for r in asking)
         asking = asking[: max(min(new, 4 * self.asked_per_step), self.asked_per_step)]
+        for request in asking:
+            if not request.judged:
+                self.programs.arrived(request, now_s)
         if self._turn_owed:
             owed = Verdict(admitted=False, reason="best effort has waited too long", retry_after_s=1.0)
             verdicts = [(request, owed) for request in asking]
         else:
             promised, _ = _promised(now_s, [*decoding, *waiting])
-            outlook = Outlook(now_s, promised, asking, self.cost, self.limits, memory)
+            returns = self.programs.expected(now_s)
+            outlook = Outlook(now_s, [*promised, *returns], asking, self.cost, self.limits, memory)
             verdicts = list(zip(asking, outlook.judge(asking, self.admission), strict=True))
         for request, verdict in verdicts:
             if verdict.admitted:
@@ -66,6 +72,10 @@ class Scheduler:
             else:
                 request.decline(verdict.reason)
         return verdicts
+
+    def ended(self, request: Request, now_s: float) -> None:
+        """`request` has had its last token, or was given up."""
+        self.programs.ended(request, now_s)
 
     def next_batch(
         self, now_s: float, decoding: Sequence[Request], waiting: Sequence[Request], memory: Memory = UNBOUNDED
@@ -82,7 +92,9 @@ class Scheduler:
             batch = self._with_others(chosen, batch, others, memory)
         if not batch.size.requests:
             return self._left_over(now_s, everyone, memory)
-        self._make_room(batch, memory, promised, others)
+        prompts = {id(r) for r, _ in batch.prefill}
+        kept = sum(memory.blocks(r.context_tokens) for r in chosen.unstarted if id(r) not in prompts)
+        self._make_room(batch, memory.without(kept), promised, others)
         return batch
 
     def _make_room(self, batch: Batch, memory: Memory, promised: Sequence[Request], others: Sequence[Request]) -> None:
@@ -151,7 +163,7 @@ class Scheduler:
             self.cost,
             self.limits,
             within_ms=max(within_ms / margin, batch.predicted_ms),
-            free_tokens=memory.free_tokens - batch.size.tokens,
+            free_tokens=memory.free_tokens - batch.size.tokens - sum(r.context_tokens for r in chosen.unstarted),
             turn=turn,
         )
         more = filled.size.requests > batch.size.requests
@@ -212,6 +224,11 @@ class _Chosen:
             size=size,
             predicted_ms=cost.batch_ms(size),
         )
+
+    @property
+    def unstarted(self) -> list[Request]:
+        """Those that hold no KV of their own yet: what is cached of their prompts is spoken for all the same."""
+        return [r for i in self._prompts.tolist() if not (r := self._promised[i]).started]
 
     @property
     def prompts_are_left(self) -> bool:

@@ -2,7 +2,7 @@
 
 What a stage leaves stays cached until its blocks are needed; the least recently used goes first, from its tail, so that
 what remains is still a prefix. A waiting request's prefix is not held before its prompt starts: it may shrink while it
-waits, and the request is told.
+waits, and the request is told. Whoever looks at it uses it: the engine does so each step for those it has promised.
 
 What must stay true: held and cached blocks never exceed the capacity; a request holds whole blocks.
 """
@@ -56,6 +56,11 @@ class KVMemory:
         left.waiter = waiter
         self._left.move_to_end(program)
         return min(tokens, left.tokens)
+
+    def use(self, program: str) -> None:
+        """What is cached of the program was looked at just now."""
+        if program in self._left:
+            self._left.move_to_end(program)
 
     def claim(self, program: str, tokens: int) -> None:
         """A request starts with `tokens` of cached prefix and holds them from now on."""

@@ -20,6 +20,7 @@ from slos_sglang.policy.batch_time import BatchSize, CostModel, OnlineCostModel
 from slos_sglang.policy.batches import Batch, Limits, Memory
 from slos_sglang.policy.lengths import LengthEstimator
 from slos_sglang.policy.request import Request
+from slos_sglang.policy.scheduler import Scheduler
 from slos_sglang.sim.memory import KVMemory
 from slos_sglang.workloads.program import Program, Stage
 
@@ -204,6 +205,9 @@ class Replica:
         if not batch.decode and not batch.prefill and not batch.preempt:
             return None, rejected
         self._check_queues()
+        for request in self.waiting:
+            if request.standard and not request.started and request.context_tokens:
+                self.memory.use(request.handle.program.id)
         self._start(batch)
         step_s = self.true_cost.batch_ms(batch.size) / 1e3
         if self._noise:
@@ -369,6 +373,8 @@ class Replica:
             request.finish(now_s)
             if self._lengths:
                 self._lengths.finished(request)
+            if isinstance(self.policy, Scheduler):
+                self.policy.ended(request, now_s)
             self.end(call, "finished")
             ended.append(call)
             return
