@@ -1,21 +1,27 @@
-"""The embedded default model: a small Llama with random weights, made in seconds, without any download.
+"""The embedded models: small Llamas with tokenizer, chat template and thinking marks, without any download.
 
-It speaks gibberish, but everything around it is real: a byte-level tokenizer that encodes any text, a chat template,
-thinking marks, and well-formed output under a grammar. The same seed must give the same bytes on every machine.
+The default one comes trained, with this package: it drives the shipped programs, and its card says what it learned.
+The other has random weights, made in seconds. It speaks gibberish, well formed under a grammar, at any length: good
+for load. The same seed must give the same bytes on every machine.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import safe_open
 from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from slos_sglang.tiny_corpus import corpus
+
+TRAINED = Path(__file__).resolve().parent / "tiny_agent"
 
 VOCAB_TOKENS = 2048
 CONTEXT_TOKENS = 4096
@@ -38,7 +44,7 @@ CHAT_TEMPLATE = (
 
 @dataclass(frozen=True, kw_only=True)
 class TinyModel:
-    """What was made: where, from which seed, and how large."""
+    """What was written: where, made or trained with which seed, and how large."""
 
     directory: str
     seed: int
@@ -47,18 +53,34 @@ class TinyModel:
     context_tokens: int
 
 
+def write_tiny_agent(directory: str | Path) -> TinyModel:
+    """Write the trained model into `directory` (made where missing).
+
+    Raises `ValueError` where the directory holds another model.
+    """
+    path = _place(directory)
+    for file in sorted(TRAINED.iterdir()):
+        shutil.copyfile(file, path / file.name)
+    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    with safe_open(path / "model.safetensors", "np") as weights:
+        shapes = [weights.get_slice(name).get_shape() for name in weights.keys()]  # noqa: SIM118, not a dict
+    return TinyModel(
+        directory=str(path),
+        seed=config["training_seed"],
+        parameters=sum(math.prod(shape) for shape in shapes),
+        vocab_tokens=config["vocab_size"],
+        context_tokens=config["max_position_embeddings"],
+    )
+
+
 def make_tiny_model(directory: str | Path, seed: int = 0) -> TinyModel:
-    """Write a model that SGLang and transformers load into `directory` (made where missing).
+    """Write a model with random weights that SGLang and transformers load into `directory` (made where missing).
 
     Raises `ValueError` where the seed is negative or the directory holds another model.
     """
-    path = Path(directory)
     if seed < 0:
         raise ValueError(f"seed must not be negative, not {seed!r}")
-    config = path / "config.json"
-    if path.is_file() or (config.exists() and json.loads(config.read_text()).get("model_name") != "slos-tiny"):
-        raise ValueError(f"directory {str(path)!r} is a file or holds another model")
-    path.mkdir(parents=True, exist_ok=True)
+    path = _place(directory)
     tokenizer = _tokenizer(seed)
     tokenizer.save(str(path / "tokenizer.json"))
     weights = _weights(seed, spoken=_spoken_tokens(tokenizer))
@@ -72,6 +94,16 @@ def make_tiny_model(directory: str | Path, seed: int = 0) -> TinyModel:
         vocab_tokens=VOCAB_TOKENS,
         context_tokens=CONTEXT_TOKENS,
     )
+
+
+def _place(directory: str | Path) -> Path:
+    """The directory, made where missing. Raises `ValueError` where another model is in it."""
+    path = Path(directory)
+    config = path / "config.json"
+    if path.is_file() or (config.exists() and json.loads(config.read_text()).get("model_name") != "slos-tiny"):
+        raise ValueError(f"directory {str(path)!r} is a file or holds another model")
+    path.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def _tokenizer(seed: int) -> Tokenizer:

@@ -18,12 +18,12 @@ from pathlib import Path
 
 from slos_sglang.programs import reasoning, tool_agent
 from tiny_conversations import NOW_ANSWER, Episode
-from tiny_episodes import KINDS, Source
+from tiny_episodes import KINDS, PRACTICE, Source
 from tiny_names import Mountain
 
 from slos_sglang.engine.launch import server
 
-JUDGED = tuple(kind for kind in KINDS if kind != "copy")
+JUDGED = tuple(kind for kind in KINDS if kind not in PRACTICE)
 ROUNDS, TABLE_ROWS = 10, 32
 SHIPPED = tuple(
     Mountain(name=name, range=range_, country=country, height_m=height_m)

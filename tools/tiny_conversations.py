@@ -15,11 +15,15 @@ DONE = '{"tool": "answer", "args": ""}'
 
 @dataclass(frozen=True, kw_only=True)
 class Turn:
-    """What the program has said since the last turn, and the reply. A reply that is not `learned` is only context."""
+    """What the program has said since the last turn, and the reply.
+
+    A reply that is not `learned` is only context; one that does not end the turn is followed by no end token.
+    """
 
     prompt: str
     reply: str
     learned: bool = True
+    ends: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

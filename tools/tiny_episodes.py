@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from slos_sglang.programs import tool_agent
 from tiny_conversations import Call, Episode, Turn, agent, calculate, look_up, thinker
-from tiny_names import Mountain, Names
+from tiny_names import COUNTRIES, RANGES, Mountain, Names
 from tiny_names import held_out as kept_from_training
 
 from slos_sglang.tiny_corpus import words
@@ -89,13 +89,15 @@ class Source(Names):
                 ("What is the height of {}?", "h"),
                 ("What's the height of {} in metres?", "h"),
                 ("Tell me the height of {}.", "h"),
-                ("Which country is {} in?", "c"),
-                ("Where is {}?", "c"),
-                ("Which range is {} in?", "r"),
+                ("Which country is {} in?", "w"),
+                ("Where is {}?", "w"),
+                ("Which range is {} in?", "w"),
             )
         )
-        answers = {"h": f"{m.height_m} metres high", "c": f"in {m.country}", "r": f"in the range {m.range}"}
-        return agent("lookup", ask.format(m.name), [look_up(m)], f"{m.name} is {answers[answer]}.")
+        answer = (
+            f"{m.name} is {m.height_m} metres high." if answer == "h" else f"It is {m.name} ({m.range}, {m.country})."
+        )
+        return agent("lookup", ask.format(m.name), [look_up(m)], answer)
 
     def highest(self) -> Episode:
         """The highest ones, or the one at a place among them."""
@@ -332,10 +334,48 @@ class Source(Names):
     # Practice, not judged.
 
     def copy(self) -> Episode:
-        """Names and numbers, repeated as they are."""
-        items = [self.name() if self._rng.random() < 0.5 else self.number() for _ in range(self._rng.randint(2, 6))]
+        """Names and numbers, repeated as they are; some names have the same part twice."""
+        items = [self._item() for _ in range(self._rng.randint(2, 6))]
         text = " ".join(items)
         return Episode(kind="copy", question=text, turns=(Turn(prompt=f"\nUSER:{text}\nASSISTANT:", reply=text),))
+
+    def _item(self) -> str:
+        if self._rng.random() < 0.3:
+            return self._rng.choice(RANGES + COUNTRIES)
+        if self._rng.random() < 0.4:
+            return self.number()
+        name = self.name()
+        return name + name[-self._rng.randint(1, 5) :] if self._rng.random() < 0.3 else name
+
+    def drill(self) -> Episode:
+        """The small steps of thinking, many of them, each with its result to be learned and nothing else."""
+        step = self._rng.choice((self._sum_step, self._compare_step, self._hours_step, self._minutes_step))
+        turns, said = [], "\nASSISTANT:<think>"
+        for _ in range(self._rng.randint(4, 10)):
+            prompt, reply, after = step()
+            turns.append(Turn(prompt=said + prompt, reply=reply, ends=False))
+            said = after
+        return Episode(kind="drill", question="", turns=tuple(turns))
+
+    def _sum_step(self) -> tuple[str, str, str]:
+        x, y, carry = self._rng.randint(0, 9), self._rng.randint(0, 9), self._rng.randint(0, 1)
+        total = x + y + carry
+        return f"{self._rng.choice('abc')}: {x} + {y} + {carry} = ", f"{total}, so {total % 10}", ". "
+
+    def _compare_step(self) -> tuple[str, str, str]:
+        x = self._rng.randint(0, 9)
+        y = self._rng.randint(0, 9) if self._rng.random() < 0.6 else x
+        said = "equal" if x == y else f"{max(x, y)} is larger"
+        return f"{self._rng.choice('abcd')}: {x} and {y}, ", said, ". "
+
+    def _hours_step(self) -> tuple[str, str, str]:
+        start_h, hours = self._rng.randint(5, 19), self._rng.randint(0, 4)
+        return f"From {start_h} to {start_h + hours} is ", f"{hours} hour{'s' * (hours != 1)}", ". "
+
+    def _minutes_step(self) -> tuple[str, str, str]:
+        a, b = self._rng.randrange(5, 65, 5), self._rng.randrange(0, 60, 5)
+        carried = f", 1 hour and {a + b - 60} minutes" * (a + b >= 60)
+        return f"{a} + {b} = ", f"{a + b} minutes{carried}", ". "
 
 
 STRAY_FRAMES = (
@@ -364,6 +404,7 @@ HELD_OUT_QUESTIONS = (
     "Why was my request declined?", "What is slack?", "How is attainment measured?", "What is a best effort request?",
 )  # fmt: skip
 
+PRACTICE = ("copy", "drill")
 KINDS: dict[str, Callable[[Source], Episode]] = {
     "calc": Source.calc,
     "lookup": Source.lookup,
@@ -379,4 +420,5 @@ KINDS: dict[str, Callable[[Source], Episode]] = {
     "think_time": Source.think_time,
     "think_outside": Source.think_outside,
     "copy": Source.copy,
+    "drill": Source.drill,
 }

@@ -61,7 +61,7 @@ def agent_tokenizer() -> Tokenizer:
         token
         for text in texts
         for token in re.findall(pattern, text.replace("</think>", "\n"))
-        if len(token) > 1 and not token[0].islower()
+        if len(token) > 1 and not token[0].islower() and token[0] != ")"
     }
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())

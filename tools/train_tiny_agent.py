@@ -5,7 +5,7 @@
 The same seed gives the same weights on the same machine. A run can be stopped and started again: it goes on from its
 checkpoint in DIR. What makes copying of names learnable in minutes: their letters and digits are tokens of their own
 while all other words are whole tokens; attention and positions start anew with every conversation; practice in plain
-copying comes first; and Muon turns the matrices (Jordan et al. 2024), where AdamW alone takes twice as long.
+copying comes first; and Muon moves the matrices (Jordan et al. 2024).
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import argparse
 import json
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -29,16 +30,36 @@ from torch import Tensor, nn
 HIDDEN, LAYERS, HEADS, HEAD_DIM, FFN = 192, 4, 6, 32, 512
 ROPE_THETA, NORM_EPS, CONTEXT_TOKENS = 10_000.0, 1e-5, 4096
 STEP_TOKENS, ROW_TOKENS = 2048, 256
-STEPS, WARM_UP_STEPS, COPYING_STEPS, COPYING_SHARE = 2600, 100, 400, 0.6
-DECAY_SHARE = 0.5  # of the steps, at the end, in which the learning rates fall to nothing
+WARM_UP_STEPS, COPYING_STEPS, COPYING_SHARE = 100, 400, 0.6
 MATRIX_LR, LR, WEIGHT_DECAY, LONGEST_GRADIENT = 5e-3, 3e-3, 0.01, 1.0
-CHECKPOINT_STEPS, REPORT_STEPS = 200, 50
+CHECKPOINT_STEPS, REPORT_STEPS = 100, 50
 IGNORED = -100
-# How often each kind of episode comes, apart from practice in copying.
-MIX = {
-    "calc": 12, "lookup": 8, "highest": 8, "difference": 7, "higher": 6, "together": 5, "product": 6, "unknown": 7,
-    "outside": 6, "think_sum": 11, "think_compare": 7, "think_time": 11, "think_outside": 2,
-}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """So many steps. The learning rates warm up to a share of the full ones, stay, and fall to nothing at the end.
+
+    mix  how often each kind of episode comes
+    """
+
+    steps: int
+    peak: float
+    decay_steps: int
+    mix: Mapping[str, int]
+
+
+# The second part dwells on what is not yet learned by then.
+PARTS = (
+    Part(steps=2600, peak=1.0, decay_steps=1300, mix={
+        "calc": 12, "lookup": 8, "highest": 8, "difference": 7, "higher": 6, "together": 5, "product": 6, "unknown": 7,
+        "outside": 6, "think_sum": 11, "think_compare": 7, "think_time": 11, "think_outside": 2,
+    }),
+    Part(steps=1100, peak=0.5, decay_steps=1100, mix={
+        "calc": 13, "lookup": 10, "highest": 9, "difference": 8, "higher": 6, "together": 6, "product": 6, "unknown": 6,
+        "outside": 5, "think_sum": 5, "think_compare": 6, "think_time": 7, "think_outside": 1, "copy": 9, "drill": 6,
+    }),
+)  # fmt: skip
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{{ ('USER' if message['role'] == 'tool' else message['role'] | upper) + ':' + (message['content'] or '') + '\n' }}"
@@ -135,13 +156,13 @@ def encoded(tokenizer: Tokenizer, episode: Episode) -> Tokens:
         prompt, reply = tokenizer.encode(turn.prompt).ids, tokenizer.encode(turn.reply).ids
         ids += prompt + reply
         if turn.learned:
-            labels += [IGNORED] * (len(prompt) - 1) + [*reply, *end]
+            labels += [IGNORED] * (len(prompt) - 1) + reply + (end if turn.ends else [IGNORED])
         else:
             labels += [IGNORED] * (len(prompt) + len(reply))
     return ids, labels
 
 
-def batches(tokenizer: Tokenizer, seed: int, steps: int) -> Iterator[tuple[Tensor, ...]]:
+def batches(tokenizer: Tokenizer, seed: int) -> Iterator[tuple[Tensor, ...]]:
     """The steps' rows, filled with whole episodes; practice in copying soon gives way to the mix.
 
     Rows are short, because attention over a row costs its square, until enough long episodes wait for long rows.
@@ -149,10 +170,10 @@ def batches(tokenizer: Tokenizer, seed: int, steps: int) -> Iterator[tuple[Tenso
     source, rng = Source(seed), random.Random(f"mix {seed}")
     short: list[Tokens] = []
     long: list[Tokens] = []
-    for step in range(steps):
+    for step, mix in enumerate(part.mix for part in PARTS for _ in range(part.steps)):
         copying = max(0.0, COPYING_SHARE * (1 - step / COPYING_STEPS))
         while sum(len(ids) for ids, _ in short) < 3 * STEP_TOKENS:
-            kind = "copy" if rng.random() < copying else rng.choices(list(MIX), list(MIX.values()))[0]
+            kind = "copy" if rng.random() < copying else rng.choices(list(mix), list(mix.values()))[0]
             made = encoded(tokenizer, source.episode(kind))
             (short if len(made[0]) <= ROW_TOKENS else long).append(made)
         many = sum(len(ids) for ids, _ in long) > STEP_TOKENS
@@ -191,14 +212,23 @@ def optimizers(model: Llama) -> list[torch.optim.Optimizer]:
     ]  # fmt: skip
 
 
-def train(out: Path, seed: int, steps: int) -> None:
+def learning_rates() -> list[float]:
+    """Of each step, as a share of the full ones."""
+    return [
+        part.peak * min(1.0, (step + 1) / WARM_UP_STEPS, (part.steps - step) / part.decay_steps)
+        for part in PARTS
+        for step in range(part.steps)
+    ]
+
+
+def train(out: Path, seed: int) -> None:
     """The whole run, or what is left of it; progress on stdout."""
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     tokenizer = agent_tokenizer()
     model = Llama(tokenizer.get_vocab_size())
     opts = optimizers(model)
-    loss_of = torch.compile(model)
+    loss_of, rates = torch.compile(model), learning_rates()
     checkpoint, first, start_s, losses = out / "checkpoint.pt", 0, time.process_time(), []
     if checkpoint.exists():
         state = torch.load(checkpoint)
@@ -206,17 +236,16 @@ def train(out: Path, seed: int, steps: int) -> None:
         model.load_state_dict(state["model"])
         for opt, kept in zip(opts, state["optimizers"], strict=True):
             opt.load_state_dict(kept)
-    for step, batch in enumerate(batches(tokenizer, seed, steps)):
+    for step, batch in enumerate(batches(tokenizer, seed)):
         if step < first:
             continue
-        factor = min(1.0, (step + 1) / WARM_UP_STEPS, (1 - step / steps) / DECAY_SHARE)
         with torch.autocast("cpu", torch.bfloat16):
             loss = loss_of(*batch)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), LONGEST_GRADIENT)
         for opt in opts:
             for group in opt.param_groups:
-                group["lr"] = group["full_lr"] * factor
+                group["lr"] = group["full_lr"] * rates[step]
             opt.step()
             opt.zero_grad()
         losses.append(loss.item())
@@ -225,7 +254,7 @@ def train(out: Path, seed: int, steps: int) -> None:
             print(
                 f"step {done}: loss {sum(losses[-REPORT_STEPS:]) / REPORT_STEPS:.4f}, {cpu_s:.0f} s of CPU", flush=True
             )
-        if done % CHECKPOINT_STEPS == 0 or done == steps:
+        if done % CHECKPOINT_STEPS == 0:
             save(out, model, tokenizer, seed)
             kept = {"model": model.state_dict(), "optimizers": [opt.state_dict() for opt in opts]}
             torch.save({"step": done, "cpu_s": cpu_s, **kept}, checkpoint)
@@ -261,9 +290,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, metavar="DIR")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=STEPS)
     args = parser.parse_args()
-    train(args.out, args.seed, args.steps)
+    train(args.out, args.seed)
 
 
 if __name__ == "__main__":

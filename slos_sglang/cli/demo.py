@@ -1,8 +1,9 @@
 """`slos-sglang demo`: everything once, on this machine, with a picture at the end.
 
-A tiny model is made, a server started, two annotated programs run beside other load, their receipts are printed and
-the run is drawn. What must stay true: the server is gone when the demo ends, however it ends; exit status 0 means
-that every call of every program came back with a receipt, and every other request with its whole answer.
+A tiny model is written, a server started, two annotated programs answer ten questions beside other load. Their
+transcripts, with right and wrong answers marked, and their receipts are printed, and the run is drawn. What must stay
+true: the server is gone when the demo ends, however it ends; exit status 0 means that every call of every program came
+back with a receipt, and every other request with its whole answer.
 """
 
 from __future__ import annotations
@@ -27,14 +28,20 @@ if TYPE_CHECKING:
     from slos_sglang.measure.load import Call
 
 SEED = 2
+# Program, question, and what the right answer says.
 RUNS = (
-    ("tool_agent", ()),
-    ("tool_agent", ("question=How high are K2 and Kilimanjaro together, in metres?",)),
-    ("tool_agent", ("question=What does this project call a stage?",)),
-    ("reasoning", ()),
-    ("reasoning", ("question=Three pumps fill a pool in 8 hours. How long do four take?",)),
+    ("tool_agent", "How much higher is Mount Everest than Mont Blanc, in metres?", "4043 metres higher"),
+    ("tool_agent", "How high are K2 and Kilimanjaro together, in metres?", "14506 metres"),
+    ("tool_agent", "Which is higher, Elbrus or Aconcagua?", "Elbrus is lower"),
+    ("tool_agent", "What are the three highest mountains?", "Mount Everest, K2 and Kangchenjunga"),
+    ("tool_agent", "How high is Fuji in feet?", "12389.056 feet"),
+    ("tool_agent", "What is 1248 / 16 + 5?", "83"),
+    ("tool_agent", "Who painted the Mona Lisa?", "I don't know"),
+    ("reasoning", "A train leaves at 9:40 and arrives at 13:05. How long does it travel?", "3 hours and 25 minutes"),
+    ("reasoning", "What is 347 + 285?", "632"),
+    ("reasoning", "Which is larger, 8091 or 8126?", "8126 is larger"),
 )
-WARM_UP_S, LOAD_S = 3.0, 6.0
+WARM_UP_S, LOAD_S = 3.0, 8.0
 AGENT_EVERY_S = 0.8
 # Kind of load: bursts per second, requests a burst, prompt tokens, TTFT and TPOT targets in ms (None: best effort).
 LOAD: Mapping[str, tuple[float, int, tuple[int, int], tuple[float, float] | None]] = {
@@ -43,8 +50,8 @@ LOAD: Mapping[str, tuple[float, int, tuple[int, int], tuple[float, float] | None
     "batch": (1.2, 1, (300, 900), None),
 }
 OUTPUT_TOKENS = (20, 60)
-# Token ids that are words of the tiny model; below them are special tokens and single bytes.
-WORDS = range(300, 2000)
+# Token ids that are words of the tiny model.
+WORDS = range(330, 480)
 ANSWER_TIMEOUT_S = 120.0
 STEPS = 5
 
@@ -53,7 +60,7 @@ def demo(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="where everything goes")] = Path("out/demo"),
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")] = False,
 ) -> int:
-    """Make a tiny model, serve it, run two annotated agents under load; print receipts and draw a timeline."""
+    """Serve a tiny model, ask two annotated agents ten questions under load; print receipts and draw a timeline."""
     from rich.console import Console
 
     progress = Console(stderr=True, highlight=False)
@@ -72,7 +79,7 @@ def demo(
 def _everything(out: Path, progress: Console) -> dict[str, Any]:
     """The demo's steps, and what came of them."""
     from slos_sglang.engine.launch import server
-    from slos_sglang.tiny_model import make_tiny_model
+    from slos_sglang.tiny_model import write_tiny_agent
 
     began_s = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
@@ -82,7 +89,7 @@ def _everything(out: Path, progress: Console) -> dict[str, Any]:
     with ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(len(RUNS) + 1))
         with _step(progress, 1, f"a tiny model in {out / 'model'}"):
-            make_tiny_model(out / "model")
+            write_tiny_agent(out / "model")
         with _step(progress, 2, f"a server, which logs to {out / 'server.log'}"):
             loading = pool.submit(_programs)  # takes as long as a server's start
             serving = server(out / "model", config=config, log=out / "server.log")
@@ -98,8 +105,11 @@ def _everything(out: Path, progress: Console) -> dict[str, Any]:
             beside = others.result()
     with _step(progress, 5, f"a picture of it: {picture}"):
         _draw(events, picture, drawn_from_s)
+    for run, (_, _, says) in zip(runs, RUNS, strict=True):
+        run["right"] = says in run["variables"].get("answer", run["variables"].get("final", ""))
     return {
         "ok": _complete(runs, beside),
+        "right": sum(run["right"] for run in runs),
         "programs": runs,
         "beside": beside,
         "timeline": str(picture),
@@ -112,8 +122,8 @@ def _programs() -> list[tuple[SglFunction, str, dict[str, Any]]]:
     """Each of `RUNS`: the program, its name and its arguments."""
     from slos_sglang.cli.run import arguments, find, load
 
-    mains = {name: load(find(name)) for name, _ in RUNS}
-    return [(mains[name], name, arguments(mains[name], name, list(settings))) for name, settings in RUNS]
+    mains = {name: load(find(name)) for name, _, _ in RUNS}
+    return [(mains[name], name, arguments(mains[name], name, [f"question={q}"])) for name, q, _ in RUNS]
 
 
 def _run_later(delay_s: float, url: str, main: SglFunction, name: str, args: dict[str, Any]) -> dict[str, Any]:
@@ -192,8 +202,9 @@ def _show(console: Console, report: Mapping[str, Any]) -> None:
     table.add_column("kept")
     for run in report["programs"]:
         question = run["arguments"]["question"]
-        console.print(f"\n[bold]{run['program']}[/bold]", Text(question))
-        for line in run["transcript"].partition(question)[2].splitlines():
+        mark = "[green]right[/green]" if run["right"] else "[red]wrong[/red]"
+        console.print(f"\n[bold]{run['program']}[/bold]", Text(question), mark)
+        for line in run["transcript"].partition(question)[2].strip().replace("</think>", "</think>\n").splitlines():
             console.print(Text(f"  {line}"), no_wrap=True, overflow="ellipsis")
         table.add_row(f"[bold]{run['program']}[/bold]")
         for call in run["calls"]:
@@ -201,6 +212,7 @@ def _show(console: Console, report: Mapping[str, Any]) -> None:
     console.print()
     console.print(table)
     beside = report["beside"]
+    console.print(f"{report['right']} of {len(report['programs'])} questions answered right.")
     console.print(
         f"Beside them {beside['offered']} other requests, {beside['answered']} answered; of {beside['with_targets']} "
         f"with targets {beside['attained']} attained. Timeline: {report['timeline']} ({report['wall_s']} s in all)"

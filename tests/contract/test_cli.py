@@ -54,7 +54,8 @@ def test_every_command_has_help(
         (["serv"], "serv"),
         (["--jsn"], "--jsn"),
         (["tiny-model"], "DIR"),
-        (["tiny-model", "{tmp}/model", "--seed", "-1"], "-1"),
+        (["tiny-model", "{tmp}/model", "--random", "--seed", "-1"], "-1"),
+        (["tiny-model", "{tmp}/model", "--seed", "1"], "--random"),
         (["tiny-model", "{tmp}/model", "--seed", "one"], "--seed"),
         (["tiny-model", "{tmp}/other"], "other"),
         (["serve", "m", "--slo-config", "{tmp}/missing.yaml"], "missing.yaml"),
@@ -122,7 +123,7 @@ def test_wrong_input_ends_with_two_and_one_line(
 def test_json_is_alone_on_stdout(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert invoke(monkeypatch, "tiny-model", str(tmp_path / "model"), "--seed", "3", "--json") == 0
+    assert invoke(monkeypatch, "tiny-model", str(tmp_path / "model"), "--random", "--seed", "3", "--json") == 0
     out, err = capsys.readouterr()
     assert json.loads(out)["seed"] == 3
     assert "parameters" in err

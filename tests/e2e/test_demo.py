@@ -25,7 +25,8 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     assert after <= before
     report = json.loads(capsys.readouterr().out)
     assert (status, report["ok"]) == (0, True)
-    assert [run["program"] for run in report["programs"]] == [name for name, _ in module.RUNS]
+    assert [run["program"] for run in report["programs"]] == [name for name, _, _ in module.RUNS]
+    assert report["right"] >= 9, [run["arguments"]["question"] for run in report["programs"] if not run["right"]]
     for run in report["programs"]:
         assert run["transcript"]
         assert run["error"] is None

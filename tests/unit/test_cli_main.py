@@ -16,7 +16,7 @@ def test_importing_it_imports_neither_sglang_nor_torch():
     [
         (["tiny-model"], "Missing argument 'DIR'"),
         (["tiny-model", "x", "--seed", "many"], "Invalid value for '--seed'"),
-        (["tiny-model", "x", "--seed", "-1"], "seed must not be negative, not -1"),
+        (["tiny-model", "x", "--random", "--seed", "-1"], "seed must not be negative, not -1"),
         (["no-such-command"], "no-such-command"),
     ],
 )

@@ -31,6 +31,7 @@ def run(*receipts: dict[str, Any] | None) -> dict[str, Any]:
         "arguments": {"question": "How far?"},
         "transcript": "SYSTEM: secret\nUSER: How far?\nASSISTANT: [very] far\n",
         "calls": calls,
+        "right": True,
     }
 
 
@@ -52,10 +53,11 @@ def test_the_load_is_the_same_every_time_and_has_both_tiers() -> None:
 
 def test_the_table_shows_measured_beside_target_and_a_missing_receipt() -> None:
     text = io.StringIO()
-    report = {"programs": [run(RECEIPT, None)], "beside": BESIDE, "timeline": "t.png", "wall_s": 80.1}
+    report = {"programs": [run(RECEIPT, None)], "right": 1, "beside": BESIDE, "timeline": "t.png", "wall_s": 80.1}
     _show(Console(file=text, width=80), report)
     lines = text.getvalue().splitlines()
-    assert "tool_agent How far?" in lines
+    assert "tool_agent How far? right" in lines
+    assert "1 of 1 questions answered right." in lines
     assert "  ASSISTANT: [very] far" in lines
     assert not any("secret" in line for line in lines)
     rows = [line.split() for line in lines if "solve/act" in line]

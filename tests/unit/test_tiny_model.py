@@ -36,7 +36,7 @@ def test_the_command_makes_the_same_bytes_in_another_process(made, tmp_path):
     environment = os.environ | {"PYTHONHASHSEED": "7", "RAYON_NUM_THREADS": "1"}
     program = "from slos_sglang.cli.main import main; main()"
     for directory in (tmp_path / "new", tmp_path / "new"):  # the second run overwrites
-        command = [sys.executable, "-c", program, "tiny-model", str(directory), "--json"]
+        command = [sys.executable, "-c", program, "tiny-model", str(directory), "--random", "--json"]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
         report = json.loads(done.stdout)
         assert (report["seed"], report["vocab_tokens"], report["context_tokens"]) == (0, VOCAB_TOKENS, 4096)
@@ -120,7 +120,8 @@ def next_logits(config: dict, weights: dict[str, np.ndarray], ids: list[int]) ->
         x = norm(f"layers.{layer}.post_attention_layernorm", h)
         gate = project("mlp.gate_proj", x)
         h = h + project("mlp.down_proj", gate / (1 + np.exp(-gate)) * project("mlp.up_proj", x))
-    return norm("norm", h)[-1] @ weights["model.embed_tokens.weight" if config["tie_word_embeddings"] else "lm_head.weight"].T
+    head = "model.embed_tokens" if config["tie_word_embeddings"] else "lm_head"
+    return norm("norm", h)[-1] @ weights[f"{head}.weight"].T
 
 
 def test_wrong_input_is_named(tmp_path):
