@@ -2,8 +2,8 @@
 
 The turns of the loop have tight targets (somebody waits for the tool), the final answer is paced for reading, and one
 budget holds for everything, tools included. A grammar makes every call well formed, so the loop is real even with a
-model that has random weights; a capable model can do no more than these patterns allow. It says what it finds likeliest:
-a call is no place for chance.
+model that has random weights; a capable model can do no more than these patterns allow. Decoding is greedy: a
+call is no place for chance.
 """
 
 from __future__ import annotations
