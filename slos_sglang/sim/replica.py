@@ -20,7 +20,6 @@ from slos_sglang.policy.batch_time import BatchSize, CostModel, OnlineCostModel
 from slos_sglang.policy.batches import Batch, Limits, Memory
 from slos_sglang.policy.lengths import LengthEstimator
 from slos_sglang.policy.request import Request
-from slos_sglang.policy.scheduler import Scheduler
 from slos_sglang.sim.memory import KVMemory
 from slos_sglang.workloads.program import Program, Stage
 
@@ -53,6 +52,9 @@ class Policy(Protocol):
         self, now_s: float, decoding: Sequence[Request], waiting: Sequence[Request], memory: Memory
     ) -> Batch:
         """The batch to run at `now_s`; an empty one idles until the next event."""
+
+    def ended(self, request: Request, now_s: float) -> None:
+        """`request` has had its last token."""
 
 
 class Place(Enum):
@@ -373,8 +375,7 @@ class Replica:
             request.finish(now_s)
             if self._lengths:
                 self._lengths.finished(request)
-            if isinstance(self.policy, Scheduler):
-                self.policy.ended(request, now_s)
+            self.policy.ended(request, now_s)
             self.end(call, "finished")
             ended.append(call)
             return

@@ -32,6 +32,9 @@ class Baseline:
         """Nobody is judged."""
         return []
 
+    def ended(self, request: Request, now_s: float) -> None:
+        """Nothing is kept."""
+
 
 class Room:
     """Free KV blocks while a batch is being filled.
