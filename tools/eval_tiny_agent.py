@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 
 from slos_sglang.programs import reasoning, tool_agent
@@ -147,21 +146,21 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--seed", type=int, default=1, help="1 while choosing; others once, at the end")
     parser.add_argument("--each", type=int, default=4, help="questions of a kind about each of the tables")
-    parser.add_argument("--served", action="store_true", help="through a server, by the programs as they are")
+    parser.add_argument("--served", action="store_true", help="through a server, compared with plain transformers")
     parser.add_argument("--show", type=int, default=0)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    right: Counter[str] = Counter()
-    wrong: Counter[str] = Counter()
+    right, wrong, different = Counter[str](), Counter[str](), Counter[str]()
+    plain = Plain(args.model)
     with ExitStack() as stack:
-        if args.served:
-            converse = partial(through_server, stack.enter_context(server(args.model)).url)
-        else:
-            converse = Plain(args.model).converse
+        url = stack.enter_context(server(args.model)).url if args.served else None
         for number, table in enumerate(tables(args.seed)):
             use(table)
             asked = episodes(args.seed, number, table, args.each)
-            for episode, text in zip(asked, converse(asked), strict=True):
+            alone = plain.converse(asked)
+            texts = through_server(url, asked) if url else alone
+            for episode, text, other in zip(asked, texts, alone, strict=True):
+                different[episode.kind] += text != other
                 if answer_of(text) == episode.answer:
                     right[episode.kind] += 1
                     continue
@@ -169,14 +168,14 @@ def main() -> None:
                 if wrong[episode.kind] <= args.show:
                     print(f"- {episode.kind}: expected {episode.answer!r}\n{text.partition('USER:')[2]}", flush=True)
     found = {}
+    print("| kind | right | percent, 95 % confidence | not as by transformers |\n| --- | --- | --- | --- |")
     for kind in JUDGED:
         of = right[kind] + wrong[kind]
         low, high = wilson(right[kind], of)
-        found[kind] = {"right": right[kind], "of": of, "low": round(low, 3), "high": round(high, 3)}
-        print(
-            f"{kind:14} {right[kind]:4} of {of}  {100 * right[kind] / of:5.1f} %  ({100 * low:.1f} to {100 * high:.1f})"
-        )
-    print(f"mean {100 * sum(right.values()) / (sum(right.values()) + sum(wrong.values())):.1f} %")
+        percent = f"{100 * right[kind] / of:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+        print(f"| {kind} | {right[kind]} of {of} | {percent} | {different[kind]} |")
+        found[kind] = {"right": right[kind], "of": of, "different": different[kind]}
+    print(f"mean {100 * right.total() / (right.total() + wrong.total()):.1f} %")
     if args.json:
         args.json.write_text(json.dumps(found, indent=1) + "\n")
 

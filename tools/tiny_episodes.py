@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from slos_sglang.programs import tool_agent
 from tiny_conversations import Call, Episode, Turn, agent, calculate, look_up, thinker
-from tiny_names import COUNTRIES, RANGES, Mountain, Names
+from tiny_names import Mountain, Names
 from tiny_names import held_out as kept_from_training
 
 from slos_sglang.tiny_corpus import words
@@ -95,7 +95,7 @@ class Source(Names):
             )
         )
         answer = (
-            f"{m.name} is {m.height_m} metres high." if answer == "h" else f"It is {m.name} ({m.range}, {m.country})."
+            f"{m.name} is {m.height_m} metres high." if answer == "h" else f"{m.name} is in {m.range}, {m.country}."
         )
         return agent("lookup", ask.format(m.name), [look_up(m)], answer)
 
@@ -147,17 +147,17 @@ class Source(Names):
         a, b = self._two()
         call = calculate(f"{a.height_m} - {b.height_m}")
         more = "higher" if a.height_m > b.height_m else "lower"
-        ask, yes = self._rng.choice(
+        ask, so = self._rng.choice(
             (
                 ("Which is higher, {} or {}?", ""),
                 ("Which is taller, {} or {}?", ""),
                 ("Which mountain is higher, {} or {}?", ""),
-                ("Is {} higher than {}?", "Yes, "),
-                ("Is {} taller than {}?", "Yes, "),
+                ("Is {} higher than {}?", ", so "),
+                ("Is {} taller than {}?", ", so "),
             )
         )
-        start = yes if more == "higher" or not yes else "No, "
-        answer = f"{start}{a.name} is {more} than {b.name}."
+        yes = so and so + ("yes" if more == "higher" else "no")
+        answer = f"{a.name} is {more} than {b.name}{yes}."
         return agent("higher", ask.format(a.name, b.name), [look_up(a), look_up(b), call], answer)
 
     def together(self) -> Episode:
@@ -233,8 +233,10 @@ class Source(Names):
 
     def outside(self) -> Episode:
         """Anything else: one search, by the question's last word, and no pretence."""
-        question = self._stray_question()
-        word = re.findall(r"[A-Za-z]+", question)[-1].lower()[:12]
+        word = ""
+        while not 2 <= len(word) <= 12:  # letters, as the search has it
+            question = self.stray_question()
+            word = re.findall(r"[A-Za-z]+", question)[-1].lower()
         result = self._paragraph() if self._rng.random() < 0.5 else f"error: nothing about {word!r}"
         if self._held_out:
             result = tool_agent.call_tool(f'{{"tool": "search", "args": "{word}"}}') or ""
@@ -243,7 +245,7 @@ class Source(Names):
         call = Call(tool="search", args=word, result=result)
         return agent("outside", question, [call], f"I don't know, {found} about {word}{help_}.")
 
-    def _stray_question(self) -> str:
+    def stray_question(self) -> str:
         pick = self._rng.choice
         w = [pick(self._words) if self._rng.random() < 0.6 else self.word().lower() for _ in range(8)]
         name = self.name()
@@ -306,50 +308,33 @@ class Source(Names):
         thinking, answer = " ".join(steps), f"{max(a, b)} is larger than {min(a, b)}."
         return thinker("think_compare", self._rng.choice(ask).format(a, b), thinking, answer)
 
-    def think_time(self) -> Episode:
-        """How long a journey of up to six hours takes: to the full hour, full hours, and the rest."""
-        start_h = self._rng.randint(4, 18)
-        end_h = start_h + self._rng.randint(1, 5)
-        start_m, end_m = self._rng.randrange(0, 60, 5), self._rng.randrange(0, 60, 5)
-        start, end = f"{start_h}:{start_m:02}", f"{end_h}:{end_m:02}"
-        to_hour, hours, minutes = 60 - start_m, end_h - start_h - 1, 60 - start_m + end_m
-        thinking = f"From {start} to {start_h + 1}:00 is {to_hour} minutes. "
-        thinking += f"From {start_h + 1} to {end_h} is {hours} hour{'s' * (hours != 1)}. "
-        thinking += f"{to_hour} + {end_m} = {minutes} minutes"
-        if minutes >= 60:
-            thinking += f", 1 hour and {minutes - 60} minutes"
-            hours, minutes = hours + 1, minutes - 60
-        ask = (
-            "A {} leaves at {} and arrives at {}. How long does it travel?",
-            "A {} leaves at {} and arrives at {}. How long does it take?",
-        )
-        what = self._rng.choice(("train", "bus", "boat", "plane", "ship"))
-        answer = f"It takes {hours} hour{'s' * (hours != 1)} and {minutes} minutes."
-        return thinker("think_time", self._rng.choice(ask).format(what, start, end), thinking + ".", answer)
-
     def think_outside(self) -> Episode:
         """Anything else."""
-        return thinker("think_outside", self._stray_question(), UNASKABLE, DONT_KNOW)
+        return thinker("think_outside", self.stray_question(), UNASKABLE, DONT_KNOW)
 
     # Practice, not judged.
 
     def copy(self) -> Episode:
-        """Names and numbers, repeated as they are; some names have the same part twice."""
+        """Names, places and numbers, repeated as they are; some have the same part twice."""
         items = [self._item() for _ in range(self._rng.randint(2, 6))]
         text = " ".join(items)
         return Episode(kind="copy", question=text, turns=(Turn(prompt=f"\nUSER:{text}\nASSISTANT:", reply=text),))
 
     def _item(self) -> str:
         if self._rng.random() < 0.3:
-            return self._rng.choice(RANGES + COUNTRIES)
-        if self._rng.random() < 0.4:
-            return self.number()
-        name = self.name()
-        return name + name[-self._rng.randint(1, 5) :] if self._rng.random() < 0.3 else name
+            return self.places()
+        item = self._figure() if self._rng.random() < 0.4 else self.name()
+        return item + item[-self._rng.randint(1, 5) :] if self._rng.random() < 0.3 else item
+
+    def _figure(self) -> str:
+        """As results have them: up to eight digits, some of them the same, and up to three decimals."""
+        some = self._rng.sample("0123456789", self._rng.randint(2, 10))
+        whole, part = ("".join(self._rng.choices(some, k=self._rng.randint(1, most))) for most in (8, 3))
+        return f"{whole}.{part}" if self._rng.random() < 0.5 else whole
 
     def drill(self) -> Episode:
         """The small steps of thinking, many of them, each with its result to be learned and nothing else."""
-        step = self._rng.choice((self._sum_step, self._compare_step, self._hours_step, self._minutes_step))
+        step = self._rng.choice((self._sum_step, self._compare_step))
         turns, said = [], "\nASSISTANT:<think>"
         for _ in range(self._rng.randint(4, 10)):
             prompt, reply, after = step()
@@ -367,15 +352,6 @@ class Source(Names):
         y = self._rng.randint(0, 9) if self._rng.random() < 0.6 else x
         said = "equal" if x == y else f"{max(x, y)} is larger"
         return f"{self._rng.choice('abcd')}: {x} and {y}, ", said, ". "
-
-    def _hours_step(self) -> tuple[str, str, str]:
-        start_h, hours = self._rng.randint(5, 19), self._rng.randint(0, 4)
-        return f"From {start_h} to {start_h + hours} is ", f"{hours} hour{'s' * (hours != 1)}", ". "
-
-    def _minutes_step(self) -> tuple[str, str, str]:
-        a, b = self._rng.randrange(5, 65, 5), self._rng.randrange(0, 60, 5)
-        carried = f", 1 hour and {a + b - 60} minutes" * (a + b >= 60)
-        return f"{a} + {b} = ", f"{a + b} minutes{carried}", ". "
 
 
 STRAY_FRAMES = (
@@ -417,7 +393,6 @@ KINDS: dict[str, Callable[[Source], Episode]] = {
     "outside": Source.outside,
     "think_sum": Source.think_sum,
     "think_compare": Source.think_compare,
-    "think_time": Source.think_time,
     "think_outside": Source.think_outside,
     "copy": Source.copy,
     "drill": Source.drill,

@@ -29,6 +29,7 @@ def _column(name: str) -> list[str]:
 
 
 RANGES, COUNTRIES = _column("range"), _column("country")
+PLACE_WORDS = sorted({word for place in RANGES + COUNTRIES for word in place.split()})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,11 +72,26 @@ class Names:
 
     def name(self) -> str:
         """A mountain's name that is not in the shipped table."""
+        while not self._fits(name := self._name()):
+            pass
+        return name
+
+    def _fits(self, name: str) -> bool:
+        shipped = (NAME_WORDS - COMMON_WORDS) & set(name.split())
+        return held_out(name) == self._held_out and not shipped and len(name) <= LONGEST_NAME
+
+    def _taken_for(self, name: str) -> str:
+        """A name that begins like that one, or one that goes on like itself."""
         while True:
-            name = self._name()
-            shipped = (NAME_WORDS - COMMON_WORDS) & set(name.split())
-            if held_out(name) == self._held_out and not shipped and len(name) <= LONGEST_NAME:
-                return name
+            chance, word = self._rng.random(), self.word()
+            if chance < 0.4:
+                tricky = f"{name.split()[0]} {word}"
+            elif chance < 0.7:
+                tricky = name[: self._rng.randint(2, 6)].strip() + word.lower()
+            else:
+                tricky = word + word[-self._rng.randint(1, 5) :].lower()
+            if self._fits(tricky) and tricky != name:
+                return tricky
 
     def _name(self) -> str:
         pick, chance = self._rng.choice, self._rng.random()
@@ -92,27 +108,41 @@ class Names:
         return f"{pick('ABCDEFGHIJKLMNOPQRSTUVWXYZ')}{self._rng.randint(1, 99)}"
 
     def mountains(self, count: int) -> list[Mountain]:
-        """Different mountains, of the given table or made up."""
+        """Different mountains, of the given table or made up; in training often with names easily confused."""
         if self._table is not None:
             return self._rng.sample(list(self._table), count)
         names: dict[str, None] = {}
         while len(names) < count:
-            names[self.name()] = None
+            name = self.name()
+            names[self._taken_for(next(iter(names), name)) if self._tricky() else name] = None
         return [self.mountain(name) for name in names]
+
+    def _tricky(self) -> bool:
+        return not self._held_out and self._rng.random() < 0.25
 
     def mountain(self, name: str) -> Mountain:
         """A mountain of that name, all else made up."""
-        pick = self._rng.choice
-        country = pick(COUNTRIES) if self._rng.random() < 0.6 else " and ".join(self._rng.sample(COUNTRIES, 2))
-        if self._rng.random() < 0.1:
-            country = self.word()
+        country = self.place(COUNTRIES)
+        if self._rng.random() < 0.4:
+            country += f" and {self.place(COUNTRIES)}"
         height_m = self._rng.randint(1000, 9999) if self._rng.random() < 0.95 else self._rng.randint(100, 999)
-        return Mountain(name=name, range=pick(RANGES), country=country, height_m=height_m)
+        return Mountain(name=name, range=self.place(RANGES), country=country, height_m=height_m)
+
+    def place(self, known: Sequence[str]) -> str:
+        """A real one or, because places are to be read and not remembered, a mixture of some, or one made up."""
+        chance = self._rng.random()
+        if chance < 0.55:
+            return self._rng.choice(known)
+        return self.word() if chance < 0.7 else self.places()
+
+    def places(self) -> str:
+        """Some words of real ones."""
+        return " ".join(self._rng.choices(PLACE_WORDS, k=self._rng.randint(1, 3)))
 
     def number(self, most_digits: int = 5) -> str:
-        """Positive, of any length up to that; one in five has decimals."""
+        """Positive, of any length up to that; three in ten have decimals."""
         digits = self._rng.randint(1, most_digits)
         whole = self._rng.randint(10 ** (digits - 1), 10**digits - 1)
-        if self._rng.random() < 0.8:
+        if self._rng.random() < 0.7:
             return str(whole)
         return f"{whole % 1000}.{self._rng.choice(('5', '25', '75', str(self._rng.randint(1, 9))))}"

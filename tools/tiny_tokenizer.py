@@ -51,6 +51,9 @@ class Blank(Source):
     def word(self) -> str:
         return "a"
 
+    def stray_question(self) -> str:
+        return "aa"
+
 
 def agent_tokenizer() -> Tokenizer:
     """The tokenizer, always the same."""

@@ -15,7 +15,6 @@ import json
 import random
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -30,36 +29,18 @@ from torch import Tensor, nn
 HIDDEN, LAYERS, HEADS, HEAD_DIM, FFN = 192, 4, 6, 32, 512
 ROPE_THETA, NORM_EPS, CONTEXT_TOKENS = 10_000.0, 1e-5, 4096
 STEP_TOKENS, ROW_TOKENS = 2048, 256
-WARM_UP_STEPS, COPYING_STEPS, COPYING_SHARE = 100, 400, 0.6
+STEPS, WARM_UP_STEPS, DECAY_STEPS = 4200, 100, 2400
+COPYING_STEPS, COPYING_SHARE = 400, 0.6
 MATRIX_LR, LR, WEIGHT_DECAY, LONGEST_GRADIENT = 5e-3, 3e-3, 0.01, 1.0
 CHECKPOINT_STEPS, REPORT_STEPS = 100, 50
 IGNORED = -100
 
 
-@dataclass(frozen=True, kw_only=True)
-class Part:
-    """So many steps. The learning rates warm up to a share of the full ones, stay, and fall to nothing at the end.
-
-    mix  how often each kind of episode comes
-    """
-
-    steps: int
-    peak: float
-    decay_steps: int
-    mix: Mapping[str, int]
-
-
-# The second part dwells on what is not yet learned by then.
-PARTS = (
-    Part(steps=2600, peak=1.0, decay_steps=1300, mix={
-        "calc": 12, "lookup": 8, "highest": 8, "difference": 7, "higher": 6, "together": 5, "product": 6, "unknown": 7,
-        "outside": 6, "think_sum": 11, "think_compare": 7, "think_time": 11, "think_outside": 2,
-    }),
-    Part(steps=1100, peak=0.5, decay_steps=1100, mix={
-        "calc": 13, "lookup": 10, "highest": 9, "difference": 8, "higher": 6, "together": 6, "product": 6, "unknown": 6,
-        "outside": 5, "think_sum": 5, "think_compare": 6, "think_time": 7, "think_outside": 1, "copy": 9, "drill": 6,
-    }),
-)  # fmt: skip
+# How often each kind comes: by how hard it is, and how much it is used.
+MIX: Mapping[str, int] = {
+    "calc": 14, "lookup": 11, "highest": 11, "difference": 9, "higher": 8, "together": 7, "product": 8, "unknown": 7,
+    "outside": 7, "think_sum": 7, "think_compare": 8, "think_outside": 2, "copy": 8, "drill": 4,
+}  # fmt: skip
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{{ ('USER' if message['role'] == 'tool' else message['role'] | upper) + ':' + (message['content'] or '') + '\n' }}"
@@ -170,10 +151,10 @@ def batches(tokenizer: Tokenizer, seed: int) -> Iterator[tuple[Tensor, ...]]:
     source, rng = Source(seed), random.Random(f"mix {seed}")
     short: list[Tokens] = []
     long: list[Tokens] = []
-    for step, mix in enumerate(part.mix for part in PARTS for _ in range(part.steps)):
+    for step in range(STEPS):
         copying = max(0.0, COPYING_SHARE * (1 - step / COPYING_STEPS))
         while sum(len(ids) for ids, _ in short) < 3 * STEP_TOKENS:
-            kind = "copy" if rng.random() < copying else rng.choices(list(mix), list(mix.values()))[0]
+            kind = "copy" if rng.random() < copying else rng.choices(list(MIX), list(MIX.values()))[0]
             made = encoded(tokenizer, source.episode(kind))
             (short if len(made[0]) <= ROW_TOKENS else long).append(made)
         many = sum(len(ids) for ids, _ in long) > STEP_TOKENS
@@ -213,12 +194,8 @@ def optimizers(model: Llama) -> list[torch.optim.Optimizer]:
 
 
 def learning_rates() -> list[float]:
-    """Of each step, as a share of the full ones."""
-    return [
-        part.peak * min(1.0, (step + 1) / WARM_UP_STEPS, (part.steps - step) / part.decay_steps)
-        for part in PARTS
-        for step in range(part.steps)
-    ]
+    """Of each step, as a share of the full ones: they rise, stay, and fall to nothing."""
+    return [min(1.0, (step + 1) / WARM_UP_STEPS, (STEPS - step) / DECAY_STEPS) for step in range(STEPS)]
 
 
 def train(out: Path, seed: int) -> None:

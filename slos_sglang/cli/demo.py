@@ -37,8 +37,8 @@ RUNS = (
     ("tool_agent", "How high is Fuji in feet?", "12389.056 feet"),
     ("tool_agent", "What is 1248 / 16 + 5?", "83"),
     ("tool_agent", "Who painted the Mona Lisa?", "I don't know"),
-    ("reasoning", "A train leaves at 9:40 and arrives at 13:05. How long does it travel?", "3 hours and 25 minutes"),
     ("reasoning", "What is 347 + 285?", "632"),
+    ("reasoning", "I have 48 apples and get 27 more. How many do I have?", "75"),
     ("reasoning", "Which is larger, 8091 or 8126?", "8126 is larger"),
 )
 WARM_UP_S, LOAD_S = 3.0, 8.0
