@@ -78,26 +78,19 @@ class Source(Names):
         return ask.format(f"{a} {op} {b}"), f"{a} {op} {b}"
 
     def lookup(self) -> Episode:
-        """A height, a country or a range."""
+        """A height."""
         (m,) = self.mountains(1)
-        ask, answer = self._rng.choice(
-            (
-                ("How high is {}?", "h"),
-                ("How high is {} in meters?", "h"),
-                ("How tall is {}?", "h"),
-                ("How many metres high is {}?", "h"),
-                ("What is the height of {}?", "h"),
-                ("What's the height of {} in metres?", "h"),
-                ("Tell me the height of {}.", "h"),
-                ("Which country is {} in?", "w"),
-                ("Where is {}?", "w"),
-                ("Which range is {} in?", "w"),
-            )
+        ask = (
+            "How high is {}?",
+            "How high is {} in meters?",
+            "How tall is {}?",
+            "How many metres high is {}?",
+            "What is the height of {}?",
+            "What's the height of {} in metres?",
+            "Tell me the height of {}.",
         )
-        answer = (
-            f"{m.name} is {m.height_m} metres high." if answer == "h" else f"{m.name} is in {m.range}, {m.country}."
-        )
-        return agent("lookup", ask.format(m.name), [look_up(m)], answer)
+        answer = f"{m.name} is {m.height_m} metres high."
+        return agent("lookup", self._rng.choice(ask).format(m.name), [look_up(m)], answer)
 
     def highest(self) -> Episode:
         """The highest ones, or the one at a place among them."""
@@ -213,7 +206,6 @@ class Source(Names):
                 "How high is {}?",
                 "What is the height of {}?",
                 "How tall is {}?",
-                "Where is {}?",
                 "How high is {} in feet?",
             )
             return agent("unknown", self._rng.choice(ask).format(a.name), [missing], answer)
@@ -315,14 +307,12 @@ class Source(Names):
     # Practice, not judged.
 
     def copy(self) -> Episode:
-        """Names, places and numbers, repeated as they are; some have the same part twice."""
+        """Names and numbers, repeated as they are; some have the same part twice."""
         items = [self._item() for _ in range(self._rng.randint(2, 6))]
         text = " ".join(items)
         return Episode(kind="copy", question=text, turns=(Turn(prompt=f"\nUSER:{text}\nASSISTANT:", reply=text),))
 
     def _item(self) -> str:
-        if self._rng.random() < 0.3:
-            return self.places()
         item = self._figure() if self._rng.random() < 0.4 else self.name()
         return item + item[-self._rng.randint(1, 5) :] if self._rng.random() < 0.3 else item
 
@@ -364,7 +354,8 @@ STRAY_FRAMES = (
     "Is the {} a {}?", "Translate {} to {word}.", "How much does a {} cost?", "Which {} is the best?", "{} {word}",
     "What colour is the {}?", "Who discovered {name}?", "What is the capital of {name}?",
     "What is the weather in {name}?",
-    "Which {} is in {name}?", "Do you like {}?", "How does a {} work?", "What happened in {word}?", "Please {} my {}.",
+    "Which {} is in {name}?", "Where is {name}?", "Which country is {name} in?", "Which range is {name} in?",
+    "Do you like {}?", "How does a {} work?", "What happened in {word}?", "Please {} my {}.",
 )  # fmt: skip
 HELD_OUT_QUESTIONS = (
     "Who painted the Mona Lisa?", "What is the meaning of life?", "When did Rome fall?", "Sing me a song.",

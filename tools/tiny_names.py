@@ -29,7 +29,6 @@ def _column(name: str) -> list[str]:
 
 
 RANGES, COUNTRIES = _column("range"), _column("country")
-PLACE_WORDS = sorted({word for place in RANGES + COUNTRIES for word in place.split()})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,26 +117,16 @@ class Names:
         return [self.mountain(name) for name in names]
 
     def _tricky(self) -> bool:
-        return not self._held_out and self._rng.random() < 0.25
+        return not self._held_out and self._rng.random() < 0.15
 
     def mountain(self, name: str) -> Mountain:
         """A mountain of that name, all else made up."""
-        country = self.place(COUNTRIES)
-        if self._rng.random() < 0.4:
-            country += f" and {self.place(COUNTRIES)}"
+        pick = self._rng.choice
+        country = pick(COUNTRIES) if self._rng.random() < 0.6 else " and ".join(self._rng.sample(COUNTRIES, 2))
+        if self._rng.random() < 0.1:
+            country = self.word()
         height_m = self._rng.randint(1000, 9999) if self._rng.random() < 0.95 else self._rng.randint(100, 999)
-        return Mountain(name=name, range=self.place(RANGES), country=country, height_m=height_m)
-
-    def place(self, known: Sequence[str]) -> str:
-        """A real one or, because places are to be read and not remembered, a mixture of some, or one made up."""
-        chance = self._rng.random()
-        if chance < 0.55:
-            return self._rng.choice(known)
-        return self.word() if chance < 0.7 else self.places()
-
-    def places(self) -> str:
-        """Some words of real ones."""
-        return " ".join(self._rng.choices(PLACE_WORDS, k=self._rng.randint(1, 3)))
+        return Mountain(name=name, range=pick(RANGES), country=country, height_m=height_m)
 
     def number(self, most_digits: int = 5) -> str:
         """Positive, of any length up to that; three in ten have decimals."""

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 HIDDEN, LAYERS, HEADS, HEAD_DIM, FFN = 192, 4, 6, 32, 512
 ROPE_THETA, NORM_EPS, CONTEXT_TOKENS = 10_000.0, 1e-5, 4096
 STEP_TOKENS, ROW_TOKENS = 2048, 256
-STEPS, WARM_UP_STEPS, DECAY_STEPS = 4200, 100, 2400
+STEPS, WARM_UP_STEPS, DECAY_STEPS = 3800, 100, 2200
 COPYING_STEPS, COPYING_SHARE = 400, 0.6
 MATRIX_LR, LR, WEIGHT_DECAY, LONGEST_GRADIENT = 5e-3, 3e-3, 0.01, 1.0
 CHECKPOINT_STEPS, REPORT_STEPS = 100, 50
@@ -38,8 +38,8 @@ IGNORED = -100
 
 # How often each kind comes: by how hard it is, and how much it is used.
 MIX: Mapping[str, int] = {
-    "calc": 14, "lookup": 11, "highest": 11, "difference": 9, "higher": 8, "together": 7, "product": 8, "unknown": 7,
-    "outside": 7, "think_sum": 7, "think_compare": 8, "think_outside": 2, "copy": 8, "drill": 4,
+    "calc": 14, "lookup": 9, "highest": 12, "difference": 9, "higher": 8, "together": 7, "product": 8, "unknown": 7,
+    "outside": 8, "think_sum": 7, "think_compare": 8, "think_outside": 2, "copy": 8, "drill": 4,
 }  # fmt: skip
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
