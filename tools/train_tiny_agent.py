@@ -15,6 +15,7 @@ import json
 import random
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -29,18 +30,36 @@ from torch import Tensor, nn
 HIDDEN, LAYERS, HEADS, HEAD_DIM, FFN = 192, 4, 6, 32, 512
 ROPE_THETA, NORM_EPS, CONTEXT_TOKENS = 10_000.0, 1e-5, 4096
 STEP_TOKENS, ROW_TOKENS = 2048, 256
-STEPS, WARM_UP_STEPS, DECAY_STEPS = 3800, 100, 2200
-COPYING_STEPS, COPYING_SHARE = 400, 0.6
+WARM_UP_STEPS, COPYING_STEPS, COPYING_SHARE = 100, 400, 0.6
 MATRIX_LR, LR, WEIGHT_DECAY, LONGEST_GRADIENT = 5e-3, 3e-3, 0.01, 1.0
 CHECKPOINT_STEPS, REPORT_STEPS = 100, 50
 IGNORED = -100
 
 
-# How often each kind comes: by how hard it is, and how much it is used.
-MIX: Mapping[str, int] = {
-    "calc": 14, "lookup": 9, "highest": 12, "difference": 9, "higher": 8, "together": 7, "product": 8, "unknown": 7,
-    "outside": 8, "think_sum": 7, "think_compare": 8, "think_outside": 2, "copy": 8, "drill": 4,
-}  # fmt: skip
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """So many steps. The learning rates warm up to a share of the full ones, stay, and fall to nothing at the end.
+
+    mix  how often each kind of episode comes: by how hard it is, and how much it is used
+    """
+
+    steps: int
+    peak: float
+    decay_steps: int
+    mix: Mapping[str, int]
+
+
+# The second part dwells on what is not yet sure by then.
+PARTS = (
+    Part(steps=3800, peak=1.0, decay_steps=2200, mix={
+        "calc": 14, "lookup": 9, "highest": 12, "difference": 9, "higher": 8, "together": 7, "product": 8, "unknown": 7,
+        "outside": 8, "think_sum": 7, "think_compare": 8, "think_outside": 2, "copy": 8, "drill": 4,
+    }),
+    Part(steps=1200, peak=0.5, decay_steps=1200, mix={
+        "calc": 18, "lookup": 10, "highest": 18, "difference": 6, "higher": 7, "together": 5, "product": 7,
+        "unknown": 8, "outside": 10, "think_sum": 7, "think_compare": 11, "think_outside": 1, "copy": 8, "drill": 3,
+    }),
+)  # fmt: skip
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{{ ('USER' if message['role'] == 'tool' else message['role'] | upper) + ':' + (message['content'] or '') + '\n' }}"
@@ -151,10 +170,10 @@ def batches(tokenizer: Tokenizer, seed: int) -> Iterator[tuple[Tensor, ...]]:
     source, rng = Source(seed), random.Random(f"mix {seed}")
     short: list[Tokens] = []
     long: list[Tokens] = []
-    for step in range(STEPS):
+    for step, mix in enumerate(part.mix for part in PARTS for _ in range(part.steps)):
         copying = max(0.0, COPYING_SHARE * (1 - step / COPYING_STEPS))
         while sum(len(ids) for ids, _ in short) < 3 * STEP_TOKENS:
-            kind = "copy" if rng.random() < copying else rng.choices(list(MIX), list(MIX.values()))[0]
+            kind = "copy" if rng.random() < copying else rng.choices(list(mix), list(mix.values()))[0]
             made = encoded(tokenizer, source.episode(kind))
             (short if len(made[0]) <= ROW_TOKENS else long).append(made)
         many = sum(len(ids) for ids, _ in long) > STEP_TOKENS
@@ -194,8 +213,12 @@ def optimizers(model: Llama) -> list[torch.optim.Optimizer]:
 
 
 def learning_rates() -> list[float]:
-    """Of each step, as a share of the full ones: they rise, stay, and fall to nothing."""
-    return [min(1.0, (step + 1) / WARM_UP_STEPS, (STEPS - step) / DECAY_STEPS) for step in range(STEPS)]
+    """Of each step, as a share of the full ones."""
+    return [
+        part.peak * min(1.0, (step + 1) / WARM_UP_STEPS, (part.steps - step) / part.decay_steps)
+        for part in PARTS
+        for step in range(part.steps)
+    ]
 
 
 def train(out: Path, seed: int) -> None:
