@@ -61,7 +61,6 @@ def test_any_text_survives(tokenizer, text):
     assert tokenizer.decode(tokenizer.encode(text).ids, skip_special_tokens=False) == text
 
 
-@pytest.mark.xfail(reason="the weights that these tools make are in training")
 def test_its_tokenizer_is_the_one_that_it_was_trained_with(tools, tokenizer):
     """A change of the programs' fixed text, for instance, needs a new training."""
     assert json.loads(tools("tiny_tokenizer").agent_tokenizer().to_str()) == json.loads(tokenizer.to_str())
