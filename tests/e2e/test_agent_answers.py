@@ -44,7 +44,7 @@ def test_the_shipped_programs_get_right_answers_and_the_same_ones_as_from_transf
 
     wrong = [e.question for e, text in zip(questions, served, strict=True) if judge.answer_of(text) != e.answer]
     print(f"wrong: {wrong}")
-    assert len(wrong) < len(questions) / 4  # its card says what it is bad at
+    assert len(wrong) <= len(questions) / 10  # its card says what it is bad at
     compared = [(a, b) for e, a, b in zip(questions, served, plain, strict=True) if e.kind not in GRAMMAR_DECIDES]
     assert len(compared) == EACH * (len(judge.JUDGED) - len(GRAMMAR_DECIDES))
     assert [served for served, _ in compared] == [plain for _, plain in compared]
