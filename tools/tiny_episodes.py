@@ -18,8 +18,6 @@ from slos_sglang.tiny_corpus import words
 
 ORDINALS = ("", "second ", "third ", "fourth ", "fifth ")
 NUMBERS = ("two", "three", "four", "five")
-ASK_ONE = ("How high is {}?", "What is the height of {}?", "How tall is {}?", "How high is {} in feet?")
-ASK_TWO = ("How much higher is {} than {}?", "Which is higher, {} or {}?", "How high are {} and {} together?")
 UNASKABLE = "This is not something that I have learned to work out."
 DONT_KNOW = "I don't know the answer to this question."
 
@@ -204,10 +202,17 @@ class Source(Names):
         answer = f"I don't know, the table has no mountain named {a.name}."
         chance = self._rng.random()
         if chance < 0.5:
-            return agent("unknown", self._rng.choice(ASK_ONE).format(a.name), [missing], answer)
+            ask = (
+                "How high is {}?",
+                "What is the height of {}?",
+                "How tall is {}?",
+                "How high is {} in feet?",
+            )
+            return agent("unknown", self._rng.choice(ask).format(a.name), [missing], answer)
+        ask_two = ("How much higher is {} than {}?", "Which is higher, {} or {}?", "How high are {} and {} together?")
         if chance < 0.75:
-            return agent("unknown", self._rng.choice(ASK_TWO).format(a.name, b.name), [missing], answer)
-        return agent("unknown", self._rng.choice(ASK_TWO).format(b.name, a.name), [look_up(b), missing], answer)
+            return agent("unknown", self._rng.choice(ask_two).format(a.name, b.name), [missing], answer)
+        return agent("unknown", self._rng.choice(ask_two).format(b.name, a.name), [look_up(b), missing], answer)
 
     def _two(self, known: bool = True) -> list[Mountain]:
         if known:
@@ -317,21 +322,6 @@ class Source(Names):
         whole, part = ("".join(self._rng.choices(some, k=self._rng.randint(1, most))) for most in (8, 3))
         return f"{whole}.{part}" if self._rng.random() < 0.5 else whole
 
-    def mistaken(self) -> Episode:
-        """A mountain that is not in the table, and the row of one that begins alike: so a grammar decides."""
-        asked, known = self.mountain(self.name()), self.mountain(self.name())
-        alike = asked.name[: self._rng.randint(1, 4)].strip() + self.word().lower()
-        taken = self.mountain(self._taken_for(asked.name) if self._rng.random() < 0.4 else alike)
-        call = replace(look_up(taken), forced=True)
-        answer = f"I don't know, the table has no mountain named {asked.name}."
-        chance = self._rng.random()
-        if chance < 0.6:
-            return agent("mistaken", self._rng.choice(ASK_ONE).format(asked.name), [call], answer)
-        ask_two = self._rng.choice(ASK_TWO)
-        if chance < 0.8:
-            return agent("mistaken", ask_two.format(asked.name, known.name), [call], answer)
-        return agent("mistaken", ask_two.format(known.name, asked.name), [look_up(known), call], answer)
-
     def drill(self) -> Episode:
         """The small steps of thinking, many of them, each with its result to be learned and nothing else."""
         step = self._rng.choice((self._sum_step, self._compare_step))
@@ -381,7 +371,7 @@ HELD_OUT_QUESTIONS = (
     "Why was my request declined?", "What is slack?", "How is attainment measured?", "What is a best effort request?",
 )  # fmt: skip
 
-PRACTICE = ("copy", "drill", "mistaken")
+PRACTICE = ("copy", "drill")
 KINDS: dict[str, Callable[[Source], Episode]] = {
     "calc": Source.calc,
     "lookup": Source.lookup,
@@ -397,5 +387,4 @@ KINDS: dict[str, Callable[[Source], Episode]] = {
     "think_outside": Source.think_outside,
     "copy": Source.copy,
     "drill": Source.drill,
-    "mistaken": Source.mistaken,
 }

@@ -58,7 +58,6 @@ PARTS = (
     Part(steps=1200, peak=0.5, decay_steps=1200, mix={
         "calc": 18, "lookup": 10, "highest": 18, "difference": 6, "higher": 7, "together": 5, "product": 7,
         "unknown": 8, "outside": 10, "think_sum": 7, "think_compare": 11, "think_outside": 1, "copy": 8, "drill": 3,
-        "mistaken": 30,
     }),
 )  # fmt: skip
 CHAT_TEMPLATE = (
