@@ -28,7 +28,7 @@ def bounded(think_chars: int, answer_chars: int) -> str:
 @sgl.function
 def main(
     s,
-    question: str = "A train leaves at 9:40 and arrives at 13:05. How long does it travel?",
+    question: str = "What is 347 + 285?",
     think_chars: int = 300,
     answer_chars: int = 150,
     think_tpot_ms: float = 50.0,
