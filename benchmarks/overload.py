@@ -94,6 +94,7 @@ def main(
                             sent = asking(calls, on_decline)
                             report = asyncio.run(drive(server.url, sent, timeout_s=ANSWER_TIMEOUT_S))
                         run = {"factor": factor, "on_decline": on_decline, "repeat": repeat, **outcome(report.records)}
+                        run["failures"] = report.failures
                         runs.append(run | {"host": asdict(host[0])})
                         print(run, file=sys.stderr, flush=True)
     out.write_text(json.dumps({"sustained_req_s": sustained, "runs": runs}, indent=1) + "\n", encoding="utf-8")

@@ -20,7 +20,7 @@ def receipt(request: Request, now_s: float) -> dict[str, Any]:
     Where the output has more than one phase, `by_phase` has each that began: `name`, `tokens` (with those of the text
     that ends it), `tpot_ms` (over all its tokens, the gap before its first one included), `first_ms` (its first
     token's time since the request was received) and the targets; `missing` is the text that was to end a phase and
-    never came, if any.
+    never came, if any. A declined request's has the `reason`.
     """
     count = request.output_tokens
     ttft_s = request.first_token_s - request.arrival_s if count else INF
@@ -38,6 +38,7 @@ def receipt(request: Request, now_s: float) -> dict[str, Any]:
         **_phases(request),
         "slack_ms": _ms(slack_s),
         "preemptions": request.preemptions,
+        **({"reason": request.reason} if request.declined else {}),
     }
 
 

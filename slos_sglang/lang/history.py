@@ -7,6 +7,7 @@ be any of theirs. What must stay true: no clock in here, and a run that failed t
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -16,6 +17,8 @@ ENOUGH_RUNS = 3
 """Fewer are no estimate."""
 MEMORY_RUNS = 32
 """So many of the latest count."""
+ENOUGH_FOR = 0.8
+"""The share of runs that the expected tokens suffice for."""
 
 Key = tuple[str, str, int]
 
@@ -72,7 +75,10 @@ class History:
                 self._seen.setdefault(key, deque(maxlen=MEMORY_RUNS)).append(rest)
 
     def expect(self, function: str, stage: str, before: int, depth: int) -> Rest | None:
-        """The mean of what remained after such a call, `before` of its stage having ended; None: too few were seen.
+        """What remains after such a call, `before` of its stage having ended; None: too few were seen.
+
+        Calls and gaps are means. Of tokens it is what sufficed in `ENOUGH_FOR` of the runs: time that is kept back for
+        them and not needed flows on, time that is spent before they come is gone.
 
         `depth` says of what: 0 of the run, 1 of the stage in it that is around the call, and so on; deeper than all of
         them nothing remains.
@@ -83,7 +89,8 @@ class History:
             return None
         seen = [rests[depth] if depth < len(rests) else Rest(gap_ms=rests[0].gap_ms) for rests in runs]
         *columns, gaps = zip(*map(astuple, seen), strict=True)
-        calls, prompt, output, all_gaps_ms = (sum(column) / len(seen) for column in columns)
+        calls, _, _, all_gaps_ms = (sum(column) / len(seen) for column in columns)
+        prompt, output = (sorted(column)[math.ceil(ENOUGH_FOR * len(seen)) - 1] for column in columns[1:3])
         known = [gap for gap in gaps if gap is not None]
         return Rest(
             rest_calls=calls,

@@ -13,8 +13,9 @@ import gc
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+from uuid import uuid4
 
 import aiohttp
 import orjson
@@ -74,9 +75,11 @@ class LoadReport:
     wall_s      from the start to the last byte
     late_ms     how much later than scheduled the client sent its most delayed call
     client_cpu  the generator's own share of one core
+    failures    why calls failed, in their order
     """
 
     records: tuple[StageRecord, ...]
+    failures: tuple[str, ...]
     wall_s: float
     late_ms: float
     client_cpu: float
@@ -91,13 +94,17 @@ class _Raw:
     status: int | None = None
     sent_s: float = 0.0
     hung_up: bool = False
+    broken: str = ""
 
 
 async def drive(url: str, calls: Sequence[Call], *, timeout_s: float) -> LoadReport:
     """Send every call at its time to the server at `url` and return what was seen.
 
-    An answer that is not complete `timeout_s` seconds after its call is cut off and counts as failed.
+    An answer that is not complete `timeout_s` seconds after its call is cut off and counts as failed. Request ids are
+    new in every run: SGLang aborts an id again two seconds after its stream has ended, whoever has it by then.
     """
+    run = uuid4().hex[:8]
+    calls = [replace(call, id=f"{run}-{call.id}") for call in calls]
     bodies = [call.body() for call in calls]
     raws = [_Raw(call=call, chunks=[]) for call in calls]
     connector = aiohttp.TCPConnector(limit=0, force_close=False)
@@ -113,8 +120,10 @@ async def drive(url: str, calls: Sequence[Call], *, timeout_s: float) -> LoadRep
             wall_s, cpu_s = time.monotonic() - start_s, time.process_time() - cpu_s
     finally:
         gc.enable()
+    records = tuple(_record(raw, start_s) for raw in raws)
     return LoadReport(
-        records=tuple(_record(raw, start_s) for raw in raws),
+        records=records,
+        failures=tuple(_failure(raw) for raw, seen in zip(raws, records, strict=True) if seen.outcome == "failed"),
         wall_s=wall_s,
         late_ms=max(raw.sent_s - start_s - raw.call.arrival_s for raw in raws) * 1e3,
         client_cpu=cpu_s / wall_s,
@@ -132,8 +141,13 @@ async def _send(session: aiohttp.ClientSession, url: str, body: bytes, raw: _Raw
                 if raw.call.cap_tokens is not None and _tokens_in(chunk) >= raw.call.output_tokens:
                     raw.hung_up = True
                     return
-    except (aiohttp.ClientError, TimeoutError):
-        raw.status = None
+    except (aiohttp.ClientError, TimeoutError) as error:
+        raw.status, raw.broken = None, repr(error)
+
+
+def _failure(raw: _Raw) -> str:
+    sent_at_s, last = raw.call.arrival_s, raw.chunks[-1][1][-300:].decode(errors="replace") if raw.chunks else "nothing"
+    return f"{raw.call.id}, at {sent_at_s:.3f} s: {raw.broken or f'status {raw.status}'}; last came {last}"
 
 
 def _tokens_in(chunk: bytes) -> int:

@@ -199,8 +199,8 @@ class Request(Numbers):
         self.favor = 0.0
         self.seen: list[PhaseSeen] = []
         self.to_come: list[Phase] = []
-        # What its prompt takes alone, and all that is said to follow it, gaps included; 0: nothing follows.
-        self.prefill_ms = self.rest_ms = 0.0
+        # What its prompt takes alone, the calls that are said to follow, and the gaps before them.
+        self.prefill_ms = self.rest_ms = self.gaps_ms = self.delivery_s = 0.0
 
     @property
     def program_ms(self) -> float:
@@ -208,7 +208,8 @@ class Request(Numbers):
         if not self.rest_ms:
             return 0.0
         tokens = max(min(self.sure_tokens, self.max_tokens) - self.output_tokens, 0)
-        return (0.0 if self.output_tokens else self.prefill_ms) + tokens * self.least_s * 1e3 + self.rest_ms
+        own_ms = (0.0 if self.output_tokens else self.prefill_ms) + tokens * self.least_s * 1e3
+        return own_ms + self.rest_ms + self.gaps_ms
 
     @property
     def tier(self) -> Tier:
@@ -254,22 +255,18 @@ class Request(Numbers):
         delivery_s = delivery_ms / 1e3
         decode_ms = cost.const_ms + cost.decode_token_ms(self.uncached_tokens + self.context_tokens)
         self.least_s = decode_ms / 1e3
-        self.first_due_s = self.arrival_s + self.ttft_s
+        self.first_due_s = self.arrival_s + self.ttft_s - delivery_s
+        self.delivery_s, self.prefill_ms = delivery_s, prefill_ms
         if slo.budget_ms is not None:
             self.deadline_s = self.arrival_s + slo.budget_ms / 1e3
-            here_ms = prefill_ms + self._most_left() * decode_ms
-            gaps_ms, rest_ms = slo.rest_gaps_ms or 0.0, _rest_ms(slo, cost, decode_ms)
-            self.rest_ms, self.prefill_ms = rest_ms and rest_ms + gaps_ms, prefill_ms
-            slowdown = max((slo.budget_ms - gaps_ms) / (here_ms + rest_ms), 1.0)
-            self.aim_s = min(self.arrival_s + slowdown * here_ms / 1e3, self.deadline_s) - delivery_s
-            self.first_due_s = min(self.first_due_s, self.arrival_s + slowdown * prefill_ms / 1e3)
+            self.rest_ms, self.gaps_ms = _rest_ms(slo, cost, decode_ms), slo.rest_gaps_ms or 0.0
+            self._share_budget(self.arrival_s)
         if self.phase_due_s < INF:
             here_ms = prefill_ms + self._until_awaited() * decode_ms
             slowdown = (self.phase_due_s - self.arrival_s) * 1e3 / here_ms
             if self.think_tokens >= self._most_left():  # nobody knows how many there will be: it may be in time
                 slowdown = max(slowdown, 1.0)
-            self.first_due_s = min(self.first_due_s, self.arrival_s + slowdown * prefill_ms / 1e3)
-        self.first_due_s -= delivery_s
+            self.first_due_s = min(self.first_due_s, self.arrival_s + slowdown * prefill_ms / 1e3 - delivery_s)
         if self.ttft_s < INF:
             self.slack_until_s = self.arrival_s + self.ttft_s - delivery_s
         if self.tpot_s == INF:
@@ -278,6 +275,32 @@ class Request(Numbers):
             self.credit_s = credit_share * min(self.sure_tokens, self.max_tokens) * self.tpot_s
         self._need()
         self.due_s = min(self.first_due_s, self.deadline_s)
+
+    def _share_budget(self, from_s: float) -> None:
+        """What is left of the budget at `from_s`: its own work and the calls that follow are slowed down alike."""
+        prefill_ms = 0.0 if self.output_tokens else self.prefill_ms
+        here_ms = prefill_ms + self._most_left() * self.least_s * 1e3
+        left_ms = (self.deadline_s - from_s) * 1e3
+        slowdown = max((left_ms - self.gaps_ms) / (here_ms + self.rest_ms), 1.0)
+        self.aim_s = min(from_s + slowdown * here_ms / 1e3, self.deadline_s) - self.delivery_s
+        self.first_due_s = min(self.arrival_s + self.ttft_s, from_s + slowdown * prefill_ms / 1e3) - self.delivery_s
+
+    def share_again(self, now_s: float) -> None:
+        """It was promised nothing so far: its budget's schedule starts anew, with what is left at `now_s`.
+
+        A turn of a program that was promised leaves nothing for what is said to follow: that is an estimate, and to be
+        served with what others leave over would lose the program for certain.
+        """
+        if self.deadline_s == INF or self.phase_due_s < INF or now_s >= self.deadline_s:
+            return
+        if self.favor:
+            self.rest_ms = self.gaps_ms = 0.0
+        if self.output_tokens and self.tpot_s == INF:
+            self.paced_s = now_s
+        self._share_budget(now_s)
+        self._need()
+        paced_s = self.paced_s + self.pace_s if self.output_tokens else self.first_due_s
+        self.due_s = min(paced_s, self.deadline_s)
 
     @property
     def timed(self) -> bool:

@@ -58,6 +58,8 @@ class Scheduler:
         for request in asking:
             if not request.judged:
                 self.programs.arrived(request, now_s)
+            elif not request.standard:
+                request.share_again(now_s)
         if self._turn_owed:
             owed = Verdict(admitted=False, reason="best effort has waited too long", retry_after_s=1.0)
             verdicts = [(request, owed) for request in asking]
