@@ -288,13 +288,15 @@ class Request(Numbers):
     def share_again(self, now_s: float) -> None:
         """It was promised nothing so far: its budget's schedule starts anew, with what is left at `now_s`.
 
-        A turn of a program that was promised leaves nothing for what is said to follow: that is an estimate, and to be
-        served with what others leave over would lose the program for certain.
+        A turn of a program that was promised leaves nothing for what is said to follow, and its output will be as long
+        as is expected rather than as it may be: these are estimates, and to be served with what others leave over would
+        lose the program for certain.
         """
         if self.deadline_s == INF or self.phase_due_s < INF or now_s >= self.deadline_s:
             return
         if self.favor:
             self.rest_ms = self.gaps_ms = 0.0
+            self.most_tokens = min(self.most_tokens, self.output_tokens + self.left_tokens)
         if self.output_tokens and self.tpot_s == INF:
             self.paced_s = now_s
         self._share_budget(now_s)

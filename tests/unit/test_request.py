@@ -284,3 +284,29 @@ def test_many_at_once_are_lost_where_each_is(rows: list[tuple[int, bool, float, 
         request.deadline_s, request.phase_due_s = (until_s, INF) if seq % 2 else (INF, until_s)
         requests.append(request)
     assert lost(table_of(requests), now_s).tolist() == [request.lost(now_s) for request in requests]
+
+
+def test_a_declined_call_shares_what_is_left_of_its_budget_anew() -> None:
+    r = Request(rid="r", seq=0, arrival_s=10.0, slo=WireSLO(budget_ms=2 * (16.9 + 9 * 7)), most_tokens=9)
+    r.uncached_tokens = 100
+    r.set_targets(COST)
+    r.decline("no room")
+    r.share_again(10.0 + (16.9 + 9 * 7) / 1e3)
+    assert r.pace_s == pytest.approx(7 / 1e3)
+    assert r.due_s == pytest.approx(10.0 + (2 * 16.9 + 9 * 7) / 1e3)
+    r.share_again(11.0)
+    assert r.pace_s == pytest.approx(7 / 1e3), "a budget that is spent has no schedule"
+
+
+def test_a_declined_turn_of_a_promised_program_leaves_nothing_for_what_follows() -> None:
+    slo = WireSLO(budget_ms=2 * (16.9 + 9 * 7), rest_calls=1, rest_output_tokens=8, rest_gaps_ms=20)
+    r = Request(rid="r", seq=0, arrival_s=10.0, slo=slo, most_tokens=9)
+    r.uncached_tokens, r.left_tokens = 100, 5
+    r.set_targets(COST)
+    r.decline("no room")
+    r.share_again(10.0)
+    assert r.most_tokens == 9 and r.pace_s < 1.5 * 7 / 1e3, "a first call's program must be possible as a whole"
+    r.favor = 0.5
+    r.share_again(10.0)
+    assert r.most_tokens == 5
+    assert r.pace_s == pytest.approx(2 * (16.9 + 9 * 7) / (16.9 + 5 * 7) * 7 / 1e3)
