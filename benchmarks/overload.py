@@ -1,6 +1,6 @@
 """Past what the server sustains: are promises kept, and does the rest learn early that there is none?
 
-    python benchmarks/overload.py --sustained 14
+    python benchmarks/overload.py --sustained 12
 
 The mixed load at 1.5 and 3 times a rate that the server sustains (`--sustained`, programs a second; the mixed-load
 benchmark finds it), each once with declined calls served as best effort and once with them refused (429). Reported:
@@ -56,7 +56,7 @@ def outcome(records: Sequence[StageRecord]) -> dict[str, Any]:
 
 
 def main(
-    sustained: Annotated[float, typer.Option(min=0.1, help="programs a second")] = 14.0,
+    sustained: Annotated[float, typer.Option(min=0.1, help="programs a second")] = 12.0,
     programs: Annotated[int, typer.Option(min=20)] = 300,
     repeats: Annotated[int, typer.Option(min=1)] = 3,
     out: Annotated[Path, typer.Option()] = Path("benchmarks/results/overload.json"),

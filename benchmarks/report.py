@@ -132,9 +132,30 @@ def overload_section(data: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def budgets_section(data: dict[str, Any]) -> str:
+    """One budget for a program, or one for each of its calls."""
+    names = {"whole": "one, for the program", "shares": "each call its share", "infeasible": "one, too short"}
+    shorter = data["budgets_ms"]["infeasible"] / data["alone_ms"]
+    lines = [
+        f"Tool agents of {data['alone_ms']:.0f} ms (median, alone) beside {data['people']} people who ask best-effort "
+        f"prompts without end; the budget is {data['factor']:g} times that, the short one {shorter:.1f} times.",
+        "",
+        "| budget | programs | in time | told at the start | calls declined | took, p50 | took, p95 |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for kind, name in names.items():
+        seen = data[kind]
+        lines.append(
+            f"| {name} | {seen['programs']} | {seen['in_time']:.0%} | {seen['told_at_start']:.0%} | "
+            f"{seen['declined_calls']:.2f} | {seen['took_ms']['p50']:.0f} ms | {seen['took_ms']['p95']:.0f} ms |"
+        )
+    return "\n".join(lines) + "\n"
+
+
 SECTIONS = (
     ("Mixed load against stock scheduling", "mixed_load", mixed_load_section),
     ("Overload", "overload", overload_section),
+    ("One budget for a program, or one for each call", "program_budgets", budgets_section),
     ("Throughput without SLOs", "throughput", throughput_section),
     ("Cost model", "cost_model", cost_model_section),
     ("The paper's evaluation, simulated", "paper", paper_section),
