@@ -17,7 +17,7 @@ ENOUGH_RUNS = 3
 """Fewer are no estimate."""
 MEMORY_RUNS = 32
 """So many of the latest count."""
-ENOUGH_FOR = 0.8
+ENOUGH_FOR = 0.9
 """The share of runs that the expected tokens suffice for."""
 
 Key = tuple[str, str, int]
