@@ -51,7 +51,7 @@ LOAD: Mapping[str, tuple[float, int, tuple[int, int], tuple[float, float] | None
 }
 OUTPUT_TOKENS = (20, 60)
 # Token ids that are words of the tiny model.
-WORDS = range(330, 480)
+WORDS = range(330, 440)
 ANSWER_TIMEOUT_S = 120.0
 STEPS = 5
 

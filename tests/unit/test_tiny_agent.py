@@ -17,6 +17,7 @@ from slos_sglang.programs import reasoning, tool_agent
 from test_tiny_model import next_logits
 from tokenizers import Tokenizer
 
+from slos_sglang.cli import demo
 from slos_sglang.tiny_model import TRAINED, make_tiny_model, write_tiny_agent
 
 EACH = 40
@@ -47,7 +48,7 @@ def test_it_is_written_out_whole_and_small(tmp_path):
     assert {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= set(files)
     assert sum(map(len, files.values())) < 8e6
     assert 1e6 < model.parameters < 4e6
-    assert json.loads(files["config.json"])["vocab_size"] == model.vocab_tokens
+    assert json.loads(files["config.json"])["vocab_size"] == model.vocab_tokens > max(demo.WORDS)
     make_tiny_model(tmp_path / "model")  # one embedded model may replace another
     write_tiny_agent(tmp_path / "model")
     assert files == {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
