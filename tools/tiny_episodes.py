@@ -121,8 +121,7 @@ class Source(Names):
 
     def difference(self) -> Episode:
         """How much higher one mountain is than another."""
-        a, b = self._two()
-        call = calculate(f"{a.height_m} - {b.height_m}")
+        a, b, call, more = self._subtracted()
         ask = (
             "How much higher is {} than {}, in metres?",
             "How much higher is {} than {}?",
@@ -131,15 +130,12 @@ class Source(Names):
             "How much taller is {} than {}?",
             "What is the height difference between {} and {}?",
         )
-        more = "higher" if a.height_m > b.height_m else "lower"
         answer = f"{a.name} is {call.result.lstrip('-')} metres {more} than {b.name}."
         return agent("difference", self._rng.choice(ask).format(a.name, b.name), [look_up(a), look_up(b), call], answer)
 
     def higher(self) -> Episode:
         """Which of two mountains is the higher one."""
-        a, b = self._two()
-        call = calculate(f"{a.height_m} - {b.height_m}")
-        more = "higher" if a.height_m > b.height_m else "lower"
+        a, b, call, more = self._subtracted()
         ask, so = self._rng.choice(
             (
                 ("Which is higher, {} or {}?", ""),
@@ -152,6 +148,12 @@ class Source(Names):
         yes = so and so + ("yes" if more == "higher" else "no")
         answer = f"{a.name} is {more} than {b.name}{yes}."
         return agent("higher", ask.format(a.name, b.name), [look_up(a), look_up(b), call], answer)
+
+    def _subtracted(self) -> tuple[Mountain, Mountain, Call, str]:
+        """Two mountains, the call for how much higher the first is, and whether it is."""
+        a, b = self._two()
+        more = "higher" if a.height_m > b.height_m else "lower"
+        return a, b, calculate(f"{a.height_m} - {b.height_m}"), more
 
     def together(self) -> Episode:
         """The heights of two mountains, added."""

@@ -107,9 +107,8 @@ def rest_after(number: int, calls: Sequence[CallDone], depth: int = 0) -> Rest:
     Those count that share the call's scopes down to `depth`; the gap to the next call, whichever that is, always. A gap
     is a time in which none of them is under way.
     """
-    call, next_gap_ms = calls[number], None
-    if depth:
-        next_gap_ms = rest_after(number, calls).gap_ms
+    call = calls[number]
+    next_sent_s = min((c.sent_s for c in calls[number + 1 :] if c.sent_s >= call.ended_s), default=None)
     within = call.scopes[: depth + 1]
     others = [c for c in calls[number + 1 :] if c.scopes[: depth + 1] == within]
     later = sorted((c for c in others if c.sent_s >= call.ended_s), key=lambda c: (c.sent_s, c.ended_s))
@@ -123,7 +122,7 @@ def rest_after(number: int, calls: Sequence[CallDone], depth: int = 0) -> Rest:
         rest_prompt_tokens=sum(c.prompt_tokens for c in later),
         rest_output_tokens=sum(c.output_tokens for c in later),
         rest_gaps_ms=gaps_s * 1000,
-        gap_ms=(later[0].sent_s - call.ended_s) * 1000 if later and not depth else next_gap_ms,
+        gap_ms=None if next_sent_s is None else (next_sent_s - call.ended_s) * 1000,
     )
 
 

@@ -151,8 +151,7 @@ class Scope:
 
     def left_ms(self) -> float | None:
         """What is left of the tightest budget around here, ms (negative: overrun); None where there is none."""
-        now_s = clock()
-        return min((left for scope in self._chain() if (left := scope._own_left_ms(now_s)) is not None), default=None)
+        return self._tightest()[0]
 
     def _own_left_ms(self, now_s: float) -> float | None:
         if self.budget_ms is None:
@@ -173,11 +172,11 @@ class Scope:
 
     def wire(self) -> dict[str, Any] | None:
         """The object for `custom_params.slo` of a request sent now; None where nothing was promised."""
-        left_ms = self.left_ms()
+        left_ms, budget_of = self._tightest()
         if self.slo is None and left_ms is None:
             return None
         slo = self.slo or SLO()
-        rest = self._rest()
+        rest = self._rest(budget_of)
         return WireSLO(
             program=self.program,
             stage=self.path or None,
@@ -194,12 +193,12 @@ class Scope:
             **(rest.to_dict() if rest is not None else {}),
         ).to_dict()
 
-    def _rest(self) -> Rest | None:
+    def _rest(self, budget_of: Scope | None) -> Rest | None:
         """What is expected to remain after this call of what its budget is for; of the whole run without a budget."""
         runs = [scope for scope in self._chain() if scope.function is not None]
         if not runs or runs[-1].function is None:
             return None
-        inwards, budget_of = self._inwards(runs[-1]), self._tightest()
+        inwards = self._inwards(runs[-1])
         depth = inwards.index(budget_of) if budget_of in inwards else 0
         before = sum(call.stage == self.path for call in runs[-1].done)
         return history.expect(runs[-1].function, self.path, before, depth)
@@ -209,13 +208,13 @@ class Scope:
         chain = list(self._chain())
         return chain[chain.index(run) :: -1]
 
-    def _tightest(self) -> Scope | None:
-        """Whose budget it is that travels; the outermost of equals."""
+    def _tightest(self) -> tuple[float | None, Scope | None]:
+        """What is left of the tightest budget around here, ms, and whose that is; the outermost of equals."""
         now_s = clock()
         left = [
             (ms, -n, scope) for n, scope in enumerate(self._chain()) if (ms := scope._own_left_ms(now_s)) is not None
         ]
-        return min(left)[2] if left else None
+        return min(left)[::2] if left else (None, None)
 
     def stopped(self) -> str | None:
         """Why nothing is sent from here any more; None where something is."""

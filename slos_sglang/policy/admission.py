@@ -230,8 +230,7 @@ class Outlook:
         return frozenset(self._row[id(r)] for r in requests)
 
     def _worth(self, row: int) -> float:
-        request = self._requests[row]
-        return (request.slo.value if request.slo else 1.0) * (1.0 + request.favor)
+        return self._requests[row].worth
 
     def _value(self, added: frozenset[int]) -> float:
         return sum(self._worth(row) for row in sorted(added))

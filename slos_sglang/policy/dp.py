@@ -206,7 +206,7 @@ def _prompt(now_s: float, request: Request, world: World, *, mandatory: bool) ->
         tokens=request.uncached_tokens + int((row_ms / np.maximum(world.tokens_ms + world.context_ms, 1e-9)).max()),
         memory_tokens=_memory_tokens(request, world),
         pace_ms=request.pace_s * 1e3,
-        value=(request.slo.value if request.slo else 1.0) * (1.0 + request.favor),
+        value=request.worth,
         mandatory=mandatory,
     )
 

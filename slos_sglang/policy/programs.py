@@ -59,7 +59,7 @@ class Programs:
     _after: dict[str, deque[_Return | None]] = field(default_factory=dict)
     _returns: int = 0
 
-    def arrived(self, request: Request, now_s: float) -> None:
+    def arrived(self, request: Request) -> None:
         """A call came, its targets are set: learn from it, and weigh it by what was invested in its program."""
         program = self._away.pop(_name(request), None)
         if program is None:

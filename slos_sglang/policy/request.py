@@ -203,13 +203,21 @@ class Request(Numbers):
         self.prefill_ms = self.rest_ms = self.gaps_ms = self.delivery_s = 0.0
 
     @property
+    def worth(self) -> float:
+        """What promising it is worth where not all can be."""
+        return (self.slo.value if self.slo else 1.0) * (1.0 + self.favor)
+
+    @property
     def program_ms(self) -> float:
         """What is left of it and all that is said to follow take at least, even alone; 0 where nothing is."""
         if not self.rest_ms:
             return 0.0
         tokens = max(min(self.sure_tokens, self.max_tokens) - self.output_tokens, 0)
-        own_ms = (0.0 if self.output_tokens else self.prefill_ms) + tokens * self.least_s * 1e3
-        return own_ms + self.rest_ms + self.gaps_ms
+        return self._prefill_left_ms + tokens * self.least_s * 1e3 + self.rest_ms + self.gaps_ms
+
+    @property
+    def _prefill_left_ms(self) -> float:
+        return 0.0 if self.output_tokens else self.prefill_ms
 
     @property
     def tier(self) -> Tier:
@@ -278,7 +286,7 @@ class Request(Numbers):
 
     def _share_budget(self, from_s: float) -> None:
         """What is left of the budget at `from_s`: its own work and the calls that follow are slowed down alike."""
-        prefill_ms = 0.0 if self.output_tokens else self.prefill_ms
+        prefill_ms = self._prefill_left_ms
         here_ms = prefill_ms + self._most_left() * self.least_s * 1e3
         left_ms = (self.deadline_s - from_s) * 1e3
         slowdown = max((left_ms - self.gaps_ms) / (here_ms + self.rest_ms), 1.0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -57,7 +58,7 @@ class Scheduler:
         asking = asking[: max(min(new, 4 * self.asked_per_step), self.asked_per_step)]
         for request in asking:
             if not request.judged:
-                self.programs.arrived(request, now_s)
+                self.programs.arrived(request)
             elif not request.standard:
                 request.share_again(now_s)
         if self._turn_owed:
@@ -227,7 +228,7 @@ class _Chosen:
             predicted_ms=cost.batch_ms(size),
         )
 
-    @property
+    @cached_property
     def unstarted(self) -> list[Request]:
         """Those that hold no KV of their own yet: what is cached of their prompts is spoken for all the same."""
         return [r for i in self._prompts.tolist() if not (r := self._promised[i]).started]

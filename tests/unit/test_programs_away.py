@@ -25,7 +25,7 @@ def one_round(programs: Programs, seq: int, program: str, at_s: float, *, kept: 
     first.kept, first.context_tokens = kept, 300
     programs.ended(first, at_s)
     back = call(seq + 1, program, at_s=at_s + 0.5, prompt=500, cached=300)
-    programs.arrived(back, at_s + 0.5)
+    programs.arrived(back)
     return back
 
 
@@ -34,7 +34,7 @@ def test_a_turn_is_worth_more_the_more_was_invested_in_promises_kept() -> None:
     assert one_round(programs, 0, "a", 1.0).favor == 300 / (300 + 200 + 2)
     assert one_round(programs, 2, "b", 1.0, kept=False).favor == 0.0
     newcomer = call(4, "c", at_s=2.0)
-    programs.arrived(newcomer, 2.0)
+    programs.arrived(newcomer)
     assert newcomer.favor == 0.0
 
 
@@ -45,7 +45,7 @@ def test_what_was_invested_adds_up_over_the_calls_of_a_program() -> None:
     back.context_tokens = 502
     programs.ended(back, 2.0)
     last = call(2, "a", at_s=2.1)
-    programs.arrived(last, 2.1)
+    programs.arrived(last)
     assert last.invested_tokens == 300 + 502
 
 
