@@ -28,8 +28,6 @@ SHIPPED = tuple(
     Mountain(name=name, range=range_, country=country, height_m=height_m)
     for name, range_, country, height_m in tool_agent.MOUNTAINS.execute("SELECT * FROM mountains ORDER BY name")
 )
-SHIPPED_CHOICES = "|".join(tool_agent.NAMES)
-GRAMMARS = {"FIRST_TURN": tool_agent.FIRST_TURN, "LATER_TURN": tool_agent.LATER_TURN}
 
 
 def tables(seed: int) -> list[Sequence[Mountain]]:
@@ -49,12 +47,10 @@ def episodes(seed: int, round_: int, table: Sequence[Mountain], each: int) -> li
 
 
 def use(table: Sequence[Mountain]) -> None:
-    """Let the tool agent look things up in this table, and its grammars name what is in it."""
+    """Let the tool agent look things up in this table."""
     rows = [(m.name, m.range, m.country, m.height_m) for m in table]
     tool_agent.MOUNTAINS.execute("DELETE FROM mountains")
     tool_agent.MOUNTAINS.executemany("INSERT INTO mountains VALUES (?, ?, ?, ?)", rows)
-    for name, grammar in GRAMMARS.items():
-        setattr(tool_agent, name, grammar.replace(SHIPPED_CHOICES, "|".join(m.name for m in table)))
 
 
 class Plain:

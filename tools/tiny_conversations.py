@@ -42,7 +42,7 @@ class Episode:
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """A call of a tool and its result. One that is `forced` was made by a grammar, not chosen."""
+    """A call of a tool and its result. One that is `forced` is there to be noticed, not to be learned."""
 
     tool: str
     args: str

@@ -190,7 +190,7 @@ class Source(Names):
         return agent("product", ask.format(m.name), [look_up(m), call], answer.format(m.name, call.result))
 
     def unknown(self) -> Episode:
-        """A mountain that is not in the table. A grammar, where there is one, then forces a call for another."""
+        """A mountain that is not in the table. Its look-up fails; or, not by its own choice, it sees another's row."""
         a, b = self._two(known=False)
         (other,) = self.mountains(1)
         if self._table is None and self._rng.random() < 0.5:

@@ -13,7 +13,9 @@ from slos_sglang.programs import tool_agent
 ONSETS = (*"bcdfghjklmnprstvwyz", "br", "ch", "dr", "fl", "gr", "kh", "kr", "ll", "pl", "sh", "st", "th", "tr")
 VOWELS = (*"aaaeeiioouuy", "ai", "au", "ei", "ia", "ou")
 CODAS = ("", "", "", "", *"nrslmktx", "nd", "ng", "st", "rt")
-NAME_WORDS = frozenset(word for name in tool_agent.NAMES for word in name.split())
+NAME_WORDS = frozenset(
+    word for (name,) in tool_agent.MOUNTAINS.execute("SELECT name FROM mountains") for word in name.split()
+)
 COMMON_WORDS = frozenset(("Mount", "Mont", "Monte", "Ben", "Mauna", "Cho", "Pico", "de", "del"))
 LONGEST_NAME = 28
 

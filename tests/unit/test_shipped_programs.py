@@ -91,6 +91,15 @@ def test_every_call_the_grammar_allows_is_json_and_runs(tool_and_args):
     assert result is None or result
 
 
+def test_the_grammar_allows_every_name_of_the_table_and_others():
+    names = [row.partition(" (")[0] for row in tool_agent.lookup("highest 99").split("; ")]
+    for name in (*names, "Mount Doom", "Pik O'Neill-Ost 2", "highest 3"):
+        assert re.fullmatch(tool_agent.LATER_TURN, call("lookup", name)), name
+    for name in ("highest ", "highest 10", "Fuji; 1", "A" * 41, ""):
+        assert not re.fullmatch(tool_agent.LATER_TURN, call("lookup", name)), name
+    assert tool_agent.call_tool(call("lookup", "Mount Doom")) == "error: no mountain named 'Mount Doom'"
+
+
 @pytest.mark.parametrize(
     "expression, value",
     [("1 + 2 * 3", "7"), ("10 / 4", "2.5"), ("-3 - 4", "-7"), ("(1 + 2) * 3", "9"), ("2.5 * 4", "10")],
@@ -106,7 +115,7 @@ def test_calculator_refuses_all_else(text):
 
 
 def test_lookup():
-    assert len(tool_agent.NAMES) >= 30
+    assert len(tool_agent.lookup("highest 99").split("; ")) >= 30
     assert tool_agent.lookup("highest 2") == (
         "Mount Everest (Himalaya, Nepal and China): 8849 m; K2 (Karakoram, Pakistan and China): 8611 m"
     )
