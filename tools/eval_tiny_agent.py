@@ -1,8 +1,8 @@
 """Judges the embedded model: how many held-out questions of each kind end in the right answer, tools executed.
 
 An answer is right if it is the expected one, letter by letter. The first tenth of the questions is about the shipped
-table, the others about tables of made-up mountains; none of these names occur in training. Decoding is greedy:
-through a server with the programs' grammars as they are, or through plain transformers without any.
+table, the others about tables of made-up mountains; none of these names occur in training. Decoding is greedy: through
+a server by the programs as they are, or through plain transformers, with the programs' grammars and without any.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from slos_sglang.engine.launch import server
 
 JUDGED = tuple(kind for kind in KINDS if kind not in PRACTICE)
 ROUNDS, TABLE_ROWS = 10, 32
+LONGEST_REPLY_TOKENS = 460  # more than a grammar allows
 SHIPPED = tuple(
     Mountain(name=name, range=range_, country=country, height_m=height_m)
     for name, range_, country, height_m in tool_agent.MOUNTAINS.execute("SELECT * FROM mountains ORDER BY name")
@@ -58,36 +59,51 @@ class Plain:
 
     def __init__(self, directory: Path) -> None:
         import torch
+        import xgrammar
         from transformers import AutoModelForCausalLM, AutoTokenizer
+        from xgrammar.contrib.hf import LogitsProcessor
 
-        self._torch = torch
+        self._torch, self._allowed = torch, LogitsProcessor
         self._tokenizer = AutoTokenizer.from_pretrained(directory, padding_side="left")
         self._model = AutoModelForCausalLM.from_pretrained(directory)
+        known = xgrammar.TokenizerInfo.from_huggingface(self._tokenizer, vocab_size=self._model.config.vocab_size)
+        self._grammars = xgrammar.GrammarCompiler(known)
 
-    def complete(self, texts: list[str], rows: int = 64) -> list[str]:
-        """What follows each text."""
+    def complete(self, texts: list[str], grammar: str | None, rows: int = 64) -> list[str]:
+        """What follows each text; a grammar allows no other."""
         order = sorted(range(len(texts)), key=lambda n: (len(texts[n]), n))
         replies = [""] * len(texts)
         for start in range(0, len(order), rows):
             chosen = order[start : start + rows]
             inputs = self._tokenizer([texts[n] for n in chosen], return_tensors="pt", padding=True)
             inputs.pop("token_type_ids", None)
+            allowed = [] if grammar is None else [self._allowed(self._grammars.compile_regex(grammar))]
             with self._torch.inference_mode():
-                ids = self._model.generate(**inputs, max_new_tokens=140, do_sample=False)
+                ids = self._model.generate(
+                    **inputs, max_new_tokens=LONGEST_REPLY_TOKENS, do_sample=False, logits_processor=allowed
+                )
             for n, row in zip(chosen, ids[:, inputs["input_ids"].shape[1] :], strict=True):
                 replies[n] = str(self._tokenizer.decode(row, skip_special_tokens=True))
         return replies
 
-    def converse(self, asked: Sequence[Episode], turns: int = 5) -> list[str]:
+    def converse(self, asked: Sequence[Episode], *, grammars: bool = True, turns: int = 5) -> list[str]:
         """The whole text of each conversation, as the programs lead it."""
+
+        def extend(which: list[int], grammar: str) -> list[str]:
+            replies = self.complete([texts[n] for n in which], grammar if grammars else None)
+            for n, reply in zip(which, replies, strict=True):
+                texts[n] += reply
+            return replies
+
         texts = [episode.turns[0].prompt for episode in asked]
         open_ = [n for n, episode in enumerate(asked) if not episode.kind.startswith("think")]
         thinkers = [n for n, episode in enumerate(asked) if episode.kind.startswith("think")]
-        self._extend(texts, thinkers)
+        extend(thinkers, reasoning.bounded(300, 150))
         agents = list(open_)
-        for _ in range(turns):
+        for turn in range(turns):
             going = []
-            for n, reply in zip(open_, self._extend(texts, open_), strict=True):
+            grammar = tool_agent.LATER_TURN if turn else tool_agent.FIRST_TURN
+            for n, reply in zip(open_, extend(open_, grammar), strict=True):
                 try:
                     result = tool_agent.call_tool(reply)
                 except (KeyError, TypeError):
@@ -100,14 +116,8 @@ class Plain:
             open_ = going
         for n in open_:
             texts[n] = texts[n].removesuffix("ASSISTANT:") + f"USER:{NOW_ANSWER}\nASSISTANT:"
-        self._extend(texts, agents)
+        extend(agents, tool_agent.ANSWER)
         return texts
-
-    def _extend(self, texts: list[str], which: list[int]) -> list[str]:
-        replies = self.complete([texts[n] for n in which])
-        for n, reply in zip(which, replies, strict=True):
-            texts[n] += reply
-        return replies
 
 
 def through_server(url: str, asked: Sequence[Episode], threads: int = 16) -> list[str]:
@@ -137,7 +147,7 @@ def wilson(right: int, of: int, z: float = 1.96) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Print a table, and with --show so many failures of each kind."""
+    """Print a table, and with --show so many failures and differences of each kind."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path)
     parser.add_argument("--seed", type=int, default=1, help="1 while choosing; others once, at the end")
@@ -146,17 +156,25 @@ def main() -> None:
     parser.add_argument("--show", type=int, default=0)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    right, wrong, different = Counter[str](), Counter[str](), Counter[str]()
+    right, wrong = Counter[str](), Counter[str]()
+    different = Counter[str](), Counter[str]()  # from transformers with the grammars, and without
     plain = Plain(args.model)
     with ExitStack() as stack:
         url = stack.enter_context(server(args.model)).url if args.served else None
         for number, table in enumerate(tables(args.seed)):
             use(table)
             asked = episodes(args.seed, number, table, args.each)
-            alone = plain.converse(asked)
+            alone, free = plain.converse(asked), plain.converse(asked, grammars=False)
             texts = through_server(url, asked) if url else alone
-            for episode, text, other in zip(asked, texts, alone, strict=True):
-                different[episode.kind] += text != other
+            for episode, text, *others in zip(asked, texts, alone, free, strict=True):
+                for count, other in zip(different, others, strict=True):
+                    if text != other:
+                        count[episode.kind] += 1
+                        if count[episode.kind] <= args.show:
+                            print(
+                                f"- {episode.kind}: {text.partition('USER:')[2]}\nbut by transformers: {other}",
+                                flush=True,
+                            )
                 if answer_of(text) == episode.answer:
                     right[episode.kind] += 1
                     continue
@@ -164,13 +182,14 @@ def main() -> None:
                 if wrong[episode.kind] <= args.show:
                     print(f"- {episode.kind}: expected {episode.answer!r}\n{text.partition('USER:')[2]}", flush=True)
     found = {}
-    print("| kind | right | percent, 95 % confidence | not as by transformers |\n| --- | --- | --- | --- |")
+    print("| kind | right | percent, 95 % confidence | not as by transformers | without grammars |")
+    print("| --- | --- | --- | --- | --- |")
     for kind in JUDGED:
         of = right[kind] + wrong[kind]
         low, high = wilson(right[kind], of)
         percent = f"{100 * right[kind] / of:.1f} ({100 * low:.1f} to {100 * high:.1f})"
-        print(f"| {kind} | {right[kind]} of {of} | {percent} | {different[kind]} |")
-        found[kind] = {"right": right[kind], "of": of, "different": different[kind]}
+        print(f"| {kind} | {right[kind]} of {of} | {percent} | {different[0][kind]} | {different[1][kind]} |")
+        found[kind] = {"right": right[kind], "of": of, "different": [count[kind] for count in different]}
     print(f"mean {100 * right.total() / (right.total() + wrong.total()):.1f} %")
     if args.json:
         args.json.write_text(json.dumps(found, indent=1) + "\n")
