@@ -67,10 +67,11 @@ class SLOConfig(BaseModel):
 
     default_slo             targets of a request that brings none; None: best effort
     classes                 bounds on what clients may ask for
-    best_effort_max_wait_s  ageing bound: while a best-effort request has waited this long for its next token, the
-                            oldest of them is due at least once in so long, and nothing new is promised until it had
-                            its turn
+    best_effort_max_wait_s  ageing bound: where best effort waits, it is served at least once in so long, the oldest
+                            first; nothing new is promised until it had its turn
     admission               how newcomers are chosen: "auto", "dp" (dynamic program) or "edf_sim" (by deadline)
+    late_commitment         a promise binds once its prompt has begun: until then a program's first call may give way to
+                            one that takes much less work, and is served with what is left over; off: at once
     reserve_for_returns     share of what the next call of a program is expected to need for which room is kept while
                             its tool runs; 0: none
     events                  a file that receives one JSON line a scheduler step and request (timelines); None: off.
@@ -83,6 +84,7 @@ class SLOConfig(BaseModel):
     classes: tuple[SLOClass, ...] = ()
     best_effort_max_wait_s: float = Field(default=5.0, gt=0, strict=True)
     admission: Literal["auto", "dp", "edf_sim"] = "auto"
+    late_commitment: bool = Field(default=True, strict=True)
     reserve_for_returns: float = Field(default=0.0, ge=0, le=1, strict=True)
     events: str | None = None
 

@@ -71,6 +71,7 @@ class SLOScheduler(Scheduler):
             cost=self._cost,
             limits=Limits(best_effort_max_wait_s=self._config.best_effort_max_wait_s),
             admission=self._config.admission,
+            late_commitment=self._config.late_commitment,
             programs=Programs(reserve=self._config.reserve_for_returns),
         )
         # This step's decoders, where the plan leaves some out; None: all.

@@ -2,7 +2,8 @@
 
 Whatever proposes a set of newcomers, forward simulation disposes (paper, section 2; its test of demand below supply, on
 the very batches that will run): nobody is admitted but by `Outlook`. One already bound to be missed does not stand in
-anybody's way. Three ways to propose:
+anybody's way. A promise binds when its prompt begins: until then the first call of a program may give way to one that
+takes much less work (`Outlook.gave_way`; off by choice). Three ways to propose:
 
     edf_sim  the earliest deadline first, one by one; an earlier promise is never weighed against a later one
     dp       the dynamic program's set, cut down until it holds; then the others, one by one
@@ -33,6 +34,8 @@ METHODS: tuple[Method, ...] = get_args(Method)
 # How many futures `auto` may look at in one step, times the requests in each; and sets of how many it tries all of.
 LOOK_AHEADS = 6144
 MOST_TRIED = 10
+# A promise may give way to a call that takes so many times less work, if it is among so many that take the most.
+MUCH_MORE, MOST_MOVED = 1.3, 4
 # How many states of the dynamic program `auto` looks at.
 FEW_STATES = 200
 # A token exactly on its due time is on time, as in the plan.
@@ -49,20 +52,23 @@ class Verdict:
 
 
 ADMITTED = Verdict(admitted=True)
+GAVE_WAY = Verdict(admitted=False, reason="it gave way to a call that takes much less work, before its prompt began")
 
 
 class _Future(NamedTuple):
-    """How a future ends (a code of `plan.foresee`), for which row first, and when."""
+    """How a future ends (a code of `plan.foresee`), for which row first, and when; and whether its batches lend."""
 
     code: int
     row: int
     when_s: float
+    lends: bool
 
 
 class Outlook:
     """The future of the `promised` requests, to which others may be added as long as it keeps everybody's targets.
 
-    now_s  when the next batch starts; all `requests` that may be added are named at once
+    now_s            when the next batch starts; all `requests` that may be added are named at once
+    late_commitment  whether promises whose prompt has not begun may give way: `gave_way` are those that did
     """
 
     def __init__(
@@ -73,11 +79,15 @@ class Outlook:
         cost: CostModel,
         limits: Limits,
         memory: Memory,
+        *,
+        late_commitment: bool = False,
     ) -> None:
         self.now_s = now_s
+        self.gave_way: list[Request] = []
         self._cost = cost
         self._promised, self._asking = promised, asking
         self._requests = sorted((*promised, *asking), key=attrgetter("seq"))
+        self._late_commitment = late_commitment
         self._world = plan.world_of(cost, limits, memory, margin=cost.margin)
         self._excused = np.zeros(len(self._requests), dtype=np.bool_)
         self._baseline_known = False
@@ -109,7 +119,12 @@ class Outlook:
         if method != "edf_sim" and len(new) > 1:
             self._admitted = self._best(new, method)
         granted = {id(self._requests[row]) for row in self._admitted}
-        return [ADMITTED if id(r) in granted else self.ask(r) for r in asking]
+        verdicts = [ADMITTED if id(r) in granted else self.ask(r) for r in asking]
+        if self._late_commitment:
+            for n, request in enumerate(asking):
+                if not verdicts[n].admitted and not request.judged and self._takes_a_place(request):
+                    verdicts[n] = ADMITTED
+        return verdicts
 
     def ask(self, request: Request) -> Verdict:
         """Add `request` if everybody's targets are kept with it."""
@@ -122,6 +137,34 @@ class Outlook:
             self._admitted |= {mine}
             return ADMITTED
         return Verdict(admitted=False, reason=self._reason(future, mine), retry_after_s=future.when_s - self.now_s)
+
+    @property
+    def lends(self) -> bool:
+        """Whether it takes batches that lend to keep everybody's targets."""
+        return self._future(self._admitted).lends
+
+    def _takes_a_place(self, request: Request) -> bool:
+        """Let a promise give way that takes much more work than `request`, and is worth no more, if that is enough."""
+        if self._hopeless(request):
+            return False
+        mine = self._row[id(request)]
+        added, left = self._admitted | {mine}, self._nobody_added.left
+        for row, work_ms in self._heaviest:
+            if left[row] and work_ms > MUCH_MORE * self._work_ms(mine) and self._worth(row) <= request.worth:
+                tokens, left[row] = left[row], 0
+                future = self._foresee(added)
+                if future.code == plan.KEPT:
+                    self._admitted, self._seen = added, {added: future}
+                    self.gave_way.append(self._requests[row])
+                    return True
+                left[row] = tokens
+        return False
+
+    @cached_property
+    def _heaviest(self) -> list[tuple[int, float]]:
+        """Of the promises that may give way those that take the most work: their rows, and how much."""
+        rows = [n for n, request in enumerate(self._requests) if request.standard and request.may_give_way]
+        return sorted(((row, self._work_ms(row)) for row in rows), key=lambda each: -each[1])[:MOST_MOVED]
 
     def _hopeless(self, request: Request) -> str:
         """Why its targets can't be met even by a server of its own, if so."""
@@ -143,23 +186,38 @@ class Outlook:
     def _future(self, added: frozenset[int]) -> _Future:
         """What becomes of everybody if the rows `added` are promised; remembered."""
         if added not in self._seen:
-            future, _ = self._foresee(added, self._excused)
+            future = self._foresee(added)
             if future.code == plan.LATE and future.row not in added and not self._baseline_known:
                 # Whoever would be late without any newcomer is not the newcomer's fault.
                 self._baseline_known = True
-                _, self._excused = self._foresee(frozenset(), np.ones_like(self._excused))
+                self._excused = self._late_anyway()
                 if self._excused.any():
                     self._seen.clear()
-                    future, _ = self._foresee(added, self._excused)
+                    future = self._foresee(added)
             self._seen[added] = future
         return self._seen[added]
 
-    def _foresee(self, added: frozenset[int], excused: plan.Flags) -> tuple[_Future, plan.Flags]:
+    def _foresee(self, added: frozenset[int]) -> _Future:
+        """The future with the rows `added`; with batches that lend, where only these keep everybody's targets."""
+        future, _ = self._run(added, self._world, self._excused)
+        if future.code == plan.LATE:
+            lent, _ = self._run(added, self._world._replace(lends=True), self._excused)
+            if lent.code == plan.KEPT:
+                return lent
+        return future
+
+    def _late_anyway(self) -> plan.Flags:
+        """Who is late without any newcomer: the fewest that it can be."""
+        everybody = np.ones_like(self._excused)
+        worlds = (self._world, self._world._replace(lends=True))
+        return min((self._run(frozenset(), world, everybody)[1] for world in worlds), key=np.count_nonzero)
+
+    def _run(self, added: frozenset[int], world: plan.World, excused: plan.Flags) -> tuple[_Future, plan.Flags]:
         rows = plan.copy_of(self._nobody_added)
         for row in added:
             rows.left[row] = self._all_rows.left[row]
-        late = np.zeros(len(self._requests), dtype=np.bool_)
-        return _Future(*plan.foresee(self.now_s, rows, self._world, excused, late)), late
+        late = np.zeros_like(excused)
+        return _Future(*plan.foresee(self.now_s, rows, world, excused, late), lends=world.lends), late
 
     def _holds(self, added: frozenset[int]) -> bool:
         return self._future(added).code == plan.KEPT
@@ -196,7 +254,7 @@ class Outlook:
         and Hodgson do on one machine), until it holds or nobody is left.
         """
         while added and not self._holds(added):
-            code, row, when_s = self._future(added)
+            code, row, when_s, _ = self._future(added)
             due_s = max(self._requests[row].due_s, when_s) if code == plan.LATE else np.inf
             early = [row for row in sorted(added) if self._requests[row].due_s <= due_s]
             added -= {max(early or added, key=lambda row: (self._work_ms(row) / self._worth(row), row))}

@@ -34,7 +34,7 @@ class Limits:
                             runs waits. What decoders are ahead of their pace beyond `longest_ms` is all that it may use
     best_effort_memory      where promised requests hold more than this share of the memory, nothing may slow them down
                             but turns: the sooner they end, the sooner the next one can be promised
-    best_effort_max_wait_s  ageing: best effort that was not served for so long is due; nothing is promised meanwhile
+    best_effort_max_wait_s  ageing: where no best effort was served for so long it is due; nothing is promised meanwhile
     min_chunk_steps         a chunk that takes less, in steps without any work, is not worth a row, unless it completes
                             its prompt
     rides_ahead             decoders ride in a batch that come due within so many batches after it; others may not

@@ -9,6 +9,10 @@ promised is what will happen, as long as steps take what the model says and outp
     safe(state)  =>  safe(state after choose), because foresee takes exactly that step first
     any other step, and any new promise, is taken only where foresee finds it safe
 
+Decoders keep their own pace, by which the mean of their token times is kept too. Only where that does not go together
+with everybody's targets `choose` lends prompts what decoders have in reserve (`World.lends`): the time that an early
+first token has left until a later token misses its target.
+
 Both work on arrays, a row a promised request, and are compiled by numba; uncompiled (`choose.py_func`) they are the
 plain reference that the tests compare with. Times are seconds, costs milliseconds.
 """
@@ -70,7 +74,9 @@ class Rows(NamedTuple):
 
 
 class World(NamedTuple):
-    """What a batch costs (an entry a piece of the cost model, ms) and what bounds it."""
+    """What a batch costs (an entry a piece of the cost model, ms), what bounds it, and whether prompts may be lent what
+    decoders have in reserve.
+    """
 
     tokens_ms: Floats
     requests_ms: Floats
@@ -81,6 +87,7 @@ class World(NamedTuple):
     min_chunk_tokens: int
     memory_tokens: int
     block_tokens: int
+    lends: bool
 
 
 def rows_of(table: Table) -> Rows:
@@ -126,6 +133,7 @@ def world_of(cost: CostModel, limits: Limits, memory: Memory, *, margin: float =
         min_chunk_tokens=limits.min_chunk_tokens(cost),
         memory_tokens=memory.capacity_tokens,
         block_tokens=memory.block_tokens,
+        lends=False,
     )
 
 
@@ -169,6 +177,15 @@ def due_s(i: int, rows: Rows) -> float:
 
 
 @njit(cache=True)
+def _decode_by_s(i: int, rows: Rows, world: World) -> float:
+    """When decoder `i` wants its next token."""
+    due = due_s(i, rows)
+    if world.lends and rows.reserve[i] < INF and rows.paced[i] != INF:
+        due = min(due + rows.reserve[i], rows.deadline[i])
+    return float(due)
+
+
+@njit(cache=True)
 def _blocks(tokens: int, world: World) -> int:
     return (tokens + world.block_tokens - 1) // world.block_tokens * world.block_tokens
 
@@ -209,7 +226,7 @@ def choose(now_s: float, rows: Rows, prompts: Ints, world: World, take: Ints) ->
         if rows.left[i] > 0 and rows.uncached[i] == 0:
             decoders += 1
             context += rows.context[i] + 1
-            tightest_s = min(tightest_s, due_s(i, rows))
+            tightest_s = min(tightest_s, _decode_by_s(i, rows, world))
             pace_s = min(pace_s, rows.pace[i])
     head = _NOBODY
     for i in prompts:
@@ -235,7 +252,7 @@ def choose(now_s: float, rows: Rows, prompts: Ints, world: World, take: Ints) ->
         tokens, context = 0, 0
         for i in range(rows.left.size):
             take[i] = 0
-            if rows.left[i] > 0 and rows.uncached[i] == 0 and due_s(i, rows) <= horizon_s:
+            if rows.left[i] > 0 and rows.uncached[i] == 0 and _decode_by_s(i, rows, world) <= horizon_s:
                 take[i] = 1
                 tokens += 1
                 context += rows.context[i] + 1

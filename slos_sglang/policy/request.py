@@ -203,6 +203,14 @@ class Request(Numbers):
         self.prefill_ms = self.rest_ms = self.gaps_ms = self.delivery_s = 0.0
 
     @property
+    def may_give_way(self) -> bool:
+        """True where its promise does not bind yet: it is a program's first call, nothing of it was computed, and its
+        client takes what is left over.
+        """
+        begun = self.started or self.output_tokens or self.favor
+        return self.slo is not None and self.slo.on_decline == "best_effort" and not begun
+
+    @property
     def worth(self) -> float:
         """What promising it is worth where not all can be."""
         return (self.slo.value if self.slo else 1.0) * (1.0 + self.favor)

@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 
 from slos_sglang.policy import plan
-from slos_sglang.policy.admission import Method, Outlook, Verdict
+from slos_sglang.policy.admission import GAVE_WAY, Method, Outlook, Verdict
 from slos_sglang.policy.batch_time import BatchSize, CostModel
 from slos_sglang.policy.batches import TURN_AFTER, UNBOUNDED, Batch, Limits, Memory, aged, fill, make_room
 from slos_sglang.policy.programs import Programs
@@ -27,16 +27,19 @@ class Scheduler:
     """Admission and batch formation over one cost model.
 
     `asked_per_step` bounds how many declined requests are asked again in one step; `admission` says how newcomers are
-    chosen (see `admission.py`), `programs` what is kept for those that have begun.
+    chosen (see `admission.py`) and `late_commitment` whether promises bind only once their prompt begins; `programs` is
+    what is kept for those that have begun.
     """
 
     cost: CostModel
     limits: Limits = field(default_factory=Limits)
     asked_per_step: int = 4
     admission: Method = "auto"
+    late_commitment: bool = True
     programs: Programs = field(default_factory=Programs)
     _last_turn_s: float = -math.inf
     _turn_owed: bool = False
+    _lends: bool = False
 
     def admit(
         self,
@@ -49,7 +52,7 @@ class Scheduler:
         """Judge the undecided requests, new ones first, then by deadline; sets their tier.
 
         A request is undecided when it is new, or was declined and has lost nothing yet. Returns each that was judged
-        with its verdict; the others are asked in a later step.
+        with its verdict, and each that gave way; the others are asked in a later step.
         """
         if not undecided:
             return []
@@ -67,8 +70,19 @@ class Scheduler:
         else:
             promised, _ = _promised(now_s, [*decoding, *waiting])
             returns = self.programs.expected(now_s)
-            outlook = Outlook(now_s, [*promised, *returns], asking, self.cost, self.limits, memory)
+            outlook = Outlook(
+                now_s,
+                [*promised, *returns],
+                asking,
+                self.cost,
+                self.limits,
+                memory,
+                late_commitment=self.late_commitment,
+            )
             verdicts = list(zip(asking, outlook.judge(asking, self.admission), strict=True))
+            verdicts += [(request, GAVE_WAY) for request in outlook.gave_way]
+            if any(verdict.admitted for _, verdict in verdicts):
+                self._lends = outlook.lends
         for request, verdict in verdicts:
             if verdict.admitted:
                 request.admit()
@@ -89,7 +103,9 @@ class Scheduler:
         if not promised:
             return self._left_over(now_s, others, memory)
 
-        chosen = _Chosen(now_s, promised, plan.world_of(self.cost, self.limits, memory, margin=self.cost.margin))
+        world = plan.world_of(self.cost, self.limits, memory, margin=self.cost.margin)
+        chosen = _Chosen(now_s, promised, world, lends=self._lends)
+        self._lends = chosen.lends
         batch = chosen.batch(self.cost)
         if others:
             batch = self._with_others(chosen, batch, others, memory)
@@ -121,24 +137,31 @@ class Scheduler:
         rest = [r for r in others if not r.hopeful(now_s)]
         self._turn_owed = False
         if not rest:
+            self._last_turn_s = now_s
             return batch
-        oldest = min(rest, key=lambda r: (not aged(r, now_s, limits), r.seq))
-        turn = now_s >= self._last_turn_s + TURN_AFTER * limits.best_effort_max_wait_s and aged(oldest, now_s, limits)
+        oldest = min(rest, key=lambda r: (not aged(r, now_s, limits), r.uncached_tokens > 0, r.seq))
+        waited_s = now_s - max(self._last_turn_s, oldest.served_s)
+        turn = waited_s >= TURN_AFTER * limits.best_effort_max_wait_s
         room_ms = min(longest_ms, limits.best_effort_steps * self.cost.const_ms)
         if not turn:
             if scarce or chosen.prompts_are_left:
                 return batch
             # What decoders are ahead of their pace is kept for who comes next: one longest batch of it.
             room_ms = min(room_ms, chosen.slack_ms - limits.longest_ms(self.cost))
-            return self._beside(chosen, batch, rest, memory, within_ms=room_ms)
+            return self._served(batch, self._beside(chosen, batch, rest, memory, within_ms=room_ms), now_s)
         least_ms = self._least_ms(batch, oldest)
         for within_ms in (least_ms,) if chosen.prompts_are_left else (max(room_ms, least_ms), least_ms):
             filled = self._beside(chosen, batch, rest, memory, within_ms=within_ms, turn=True)
-            if oldest in filled.decode or any(r is oldest for r, _ in filled.prefill):
-                self._last_turn_s = now_s
-                return filled
-        self._turn_owed = now_s >= oldest.served_s + limits.best_effort_max_wait_s
+            if filled is not batch:
+                return self._served(batch, filled, now_s)
+        self._turn_owed = waited_s >= limits.best_effort_max_wait_s
         return batch
+
+    def _served(self, batch: Batch, filled: Batch, now_s: float) -> Batch:
+        """`filled`, which has best effort beside `batch` or is the same."""
+        if filled is not batch:
+            self._last_turn_s = now_s
+        return filled
 
     def _least_ms(self, batch: Batch, request: Request) -> float:
         """What `batch` takes with the least of `request` beside it."""
@@ -176,7 +199,7 @@ class Scheduler:
 
     def _left_over(self, now_s: float, others: Sequence[Request], memory: Memory) -> Batch:
         """Nothing promised can run: everybody else gets all of it, in batches that let a newcomer in soon."""
-        self._turn_owed = False
+        self._turn_owed, self._last_turn_s = False, now_s
         limits = self.limits
         prompts = any(r.uncached_tokens for r in others)
         turn = any(aged(r, now_s, limits) for r in others)
@@ -202,9 +225,12 @@ def _promised(now_s: float, everyone: Sequence[Request]) -> tuple[list[Request],
 
 
 class _Chosen:
-    """The plan's next step for the `promised` requests (in arrival order), as arrays and as a batch."""
+    """The plan's next step for the `promised` requests (in arrival order), as arrays and as a batch.
 
-    def __init__(self, now_s: float, promised: Sequence[Request], world: plan.World) -> None:
+    It `lends` prompts what decoders have in reserve where promises hang on that, no longer than they do.
+    """
+
+    def __init__(self, now_s: float, promised: Sequence[Request], world: plan.World, *, lends: bool) -> None:
         self.now_s = now_s
         self._promised, self._world = promised, world
         table = table_of(promised)
@@ -214,7 +240,13 @@ class _Chosen:
         self._prompts = prompts[np.argsort(table["due_s"][prompts], kind="stable")]
         self._tightest_s = table["due_s"][self._decodes].min(initial=INF)
         self._take = np.zeros(len(promised), dtype=np.int64)
-        plan.choose(now_s, self._rows, self._prompts, world, self._take)
+        nobody = np.zeros(len(promised), dtype=np.bool_)
+        if lends and self._kept(now_s, plan.copy_of(self._rows), nobody, nobody.copy()):
+            lends = False
+        if lends:
+            self._world = world._replace(lends=True)
+        self.lends = lends
+        plan.choose(now_s, self._rows, self._prompts, self._world, self._take)
 
     def batch(self, cost: CostModel) -> Batch:
         """Decoders by arrival, then chunks by due time."""
@@ -263,4 +295,7 @@ class _Chosen:
         end_s = self.now_s + took_ms / 1e3
         if plan.advance(end_s, after, self._take, excused, late) >= 0:
             return False
-        return bool(plan.foresee(end_s, after, self._world, excused, late)[0] == plan.KEPT)
+        return self._kept(end_s, after, excused, late)
+
+    def _kept(self, now_s: float, rows: plan.Rows, excused: plan.Flags, late: plan.Flags) -> bool:
+        return bool(plan.foresee(now_s, rows, self._world, excused, late)[0] == plan.KEPT)

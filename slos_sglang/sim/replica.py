@@ -230,6 +230,8 @@ class Replica:
             if self._trace or not call.verdicts:
                 call.verdicts.append((now_s, verdict))
             assert verdict.admitted == request.standard, "the verdict is not what the request was told"
+            if call.admitted and not verdict.admitted:
+                self._undecided.append(request)
             call.admitted = verdict.admitted
             if not verdict.admitted and request.slo is not None and request.slo.on_decline == "reject":
                 rejected.append(call)

@@ -24,6 +24,7 @@ def decoder(rid: str, *, tpot_ms: float, out: int = 1000, seq: int = 0) -> Reque
     r.uncached_tokens, r.seq, r.started = 0, seq, True
     r.admit()
     r.token(0.0)
+    r.reserve_s = 0.0  # as if its first token had come just in time
     return r
 
 
@@ -63,6 +64,41 @@ def test_decode_load_that_can_not_be_held_is_refused() -> None:
     running = [decoder(f"d{i}", tpot_ms=20, seq=i) for i in range(100)]
     assert judge(prompt("n", 1, ttft_ms=10_000, tpot_ms=20, out=1000), running[:98]).admitted
     assert not judge(prompt("n", 1, ttft_ms=1000, tpot_ms=20, out=1000), running).admitted
+
+
+def test_an_early_first_token_is_lent_only_where_a_promise_hangs_on_it() -> None:
+    # The decoder had its first token a second early, and wants the next ones every 20 ms all the same.
+    running = decoder("d", tpot_ms=20, out=200)
+    running.slack_until_s, running.reserve_s, running.ruled_s = 1.0, 1.0, 1.0
+    small, large = (prompt("n", tokens, ttft_ms=ttft) for tokens, ttft in ((300, 200), (4000, 450)))
+    for request, lends in ((small, False), (large, True)):
+        outlook = Outlook(0.0, [running], [request], COST, LIMITS, UNBOUNDED)
+        assert outlook.ask(request).admitted and outlook.lends == lends
+    running.reserve_s = 0.0
+    assert judge(small, [running]).admitted and not judge(large, [running]).admitted
+
+
+def test_a_promise_gives_way_to_much_less_work_until_it_begins() -> None:
+    def asked(small: Request, **about: object) -> tuple[bool, bool]:
+        """Is `small` promised, and is the large one still?"""
+        large = prompt("large", 800, ttft_ms=100)
+        scheduler = Scheduler(cost=COST, limits=LIMITS, late_commitment=bool(about.pop("late", True)))
+        scheduler.admit(0.0, [large], [], [large])
+        for name, value in about.items():
+            setattr(large, name, value)
+        verdicts = scheduler.admit(0.0, [small], [], [large, small])
+        assert {r.rid for r, v in verdicts if v.admitted} == {r.rid for r in (small,) if r.standard}
+        return small.standard, large.standard
+
+    assert asked(prompt("small", 200, ttft_ms=60)) == (True, False)
+    assert asked(prompt("small", 700, ttft_ms=95)) == (False, True), "that is not much less"
+    assert asked(prompt("small", 200, ttft_ms=60), late=False) == (False, True)
+    assert asked(prompt("small", 200, ttft_ms=60), started=True) == (False, True)
+    assert asked(prompt("small", 200, ttft_ms=60), favor=0.5) == (False, True), "its program is under way"
+    refused = WireSLO(ttft_ms=100, on_decline="reject")
+    assert asked(prompt("small", 200, ttft_ms=60), slo=refused) == (False, True), "its client was told nothing else"
+    valued = WireSLO(ttft_ms=100, value=2)
+    assert asked(prompt("small", 200, ttft_ms=60), slo=valued) == (False, True)
 
 
 def test_decoders_that_end_in_time_do_not_count_any_longer() -> None:

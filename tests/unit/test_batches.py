@@ -125,6 +125,21 @@ def test_nothing_is_promised_while_best_effort_waits_too_long() -> None:
     assert verdict.admitted
 
 
+def test_best_effort_that_is_served_holds_up_no_promises_though_others_of_it_wait() -> None:
+    policy = Scheduler(cost=COST, limits=LIMITS)
+    served, waiting = (make(rid, due_ms=None, left=left, promised=False) for rid, left in (("s", 0), ("w", 600)))
+    waiting.seq = -1
+    for request in (served, waiting):
+        request.arrival_s = request.served_s = -10.0
+    decoder, newcomer = make("d", due_ms=5000), make("n", due_ms=5000, left=10)
+    newcomer.standard, newcomer.judged = False, False
+    full = Memory(capacity_tokens=1000, free_tokens=500)  # no room for the one that waits
+    batch = policy.next_batch(0.0, [decoder, served], [waiting], full)
+    assert served in batch.decode and not batch.prefill
+    ((_, verdict),) = policy.admit(0.01, [newcomer], [decoder, served], [waiting, newcomer], full)
+    assert verdict.admitted
+
+
 def test_a_lost_promise_does_not_hold_the_others_up() -> None:
     lost = make("lost", due_ms=-300)
     lost.kept = False
