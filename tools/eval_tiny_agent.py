@@ -167,20 +167,15 @@ def main() -> None:
             alone, free = plain.converse(asked), plain.converse(asked, grammars=False)
             texts = through_server(url, asked) if url else alone
             for episode, text, *others in zip(asked, texts, alone, free, strict=True):
+                kind, said = episode.kind, text.partition("USER:")[2]
                 for count, other in zip(different, others, strict=True):
-                    if text != other:
-                        count[episode.kind] += 1
-                        if count[episode.kind] <= args.show:
-                            print(
-                                f"- {episode.kind}: {text.partition('USER:')[2]}\nbut by transformers: {other}",
-                                flush=True,
-                            )
-                if answer_of(text) == episode.answer:
-                    right[episode.kind] += 1
-                    continue
-                wrong[episode.kind] += 1
-                if wrong[episode.kind] <= args.show:
-                    print(f"- {episode.kind}: expected {episode.answer!r}\n{text.partition('USER:')[2]}", flush=True)
+                    count[kind] += text != other
+                    if text != other and count[kind] <= args.show:
+                        print(f"- {kind}: {said}\nbut by transformers: {other.partition('USER:')[2]}", flush=True)
+                right[kind] += answer_of(text) == episode.answer
+                wrong[kind] += answer_of(text) != episode.answer
+                if answer_of(text) != episode.answer and wrong[kind] <= args.show:
+                    print(f"- {kind}: expected {episode.answer!r}\n{said}", flush=True)
     found = {}
     print("| kind | right | percent, 95 % confidence | not as by transformers | without grammars |")
     print("| --- | --- | --- | --- | --- |")
