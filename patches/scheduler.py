@@ -68,6 +68,19 @@ SEAM = Seam(
             "match_kv_cache": "2d21decb26be6bdb",
             "release_kv_cache": "ef87e967bb9b7246",
         },
+        "sglang.srt.mem_cache.base_prefix_cache": {
+            "BasePrefixCache.lock": "543b5e1a7adbe07f",
+            "BasePrefixCache.unlock": "89bbe5570e7e32a0",
+            "MatchPrefixParams": "c8c2c36f59923559",
+        },
+        "sglang.srt.mem_cache.radix_cache": {
+            "RadixKey.__init__": "6eb24a5fa5a07e37",
+        },
+        "sglang.srt.mem_cache.unified_radix_cache": {
+            "UnifiedRadixCache.lock": "e769a8956943e76b",
+            "UnifiedRadixCache.match_prefix": "052de0160b8a0700",
+            "UnifiedRadixCache.unlock": "f83485452103c624",
+        },
         "sglang.srt.constrained.grammar_manager": {
             "GrammarManager.get_ready_grammar_requests": "d107de2630831a87",
             "GrammarManager.has_waiting_grammars": "364c6f6220f7e81d",
@@ -85,6 +98,7 @@ SEAM = Seam(
             "SchedulerBatchResultProcessor.process_batch_result_prefill": "92f5809ed511f8b4",
         },
         "sglang.srt.runtime_context": {
+            "get_memory": "89afbb424832cc46",
             "get_parallel": "d29687b841257f0a",
         },
     },

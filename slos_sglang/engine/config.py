@@ -74,6 +74,8 @@ class SLOConfig(BaseModel):
                             one that takes much less work, and is served with what is left over; off: at once
     reserve_for_returns     share of what the next call of a program is expected to need for which room is kept while
                             its tool runs; 0: none
+    hold_kv                 how long best effort leaves the KV of a conversation alone while its tool runs: "auto" (as
+                            long as it is worth it), "never", or "always" (until its next call is given up)
     events                  a file that receives one JSON line a scheduler step and request (timelines); None: off.
                             Tensor-parallel rank 0 writes it; with `{rank}` in its name every rank writes its own
     """
@@ -86,6 +88,7 @@ class SLOConfig(BaseModel):
     admission: Literal["auto", "dp", "edf_sim"] = "auto"
     late_commitment: bool = Field(default=True, strict=True)
     reserve_for_returns: float = Field(default=0.0, ge=0, le=1, strict=True)
+    hold_kv: Literal["auto", "never", "always"] = "auto"
     events: str | None = None
 
     @field_validator("default_slo")

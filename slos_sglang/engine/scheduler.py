@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Any
 
@@ -26,6 +27,7 @@ from sglang.srt.runtime_context import get_parallel
 from slos_sglang.engine.batch_split import rejoin, split
 from slos_sglang.engine.clock import TickingReceiver
 from slos_sglang.engine.config import config_from_env
+from slos_sglang.engine.kept_kv import KeptKV
 from slos_sglang.engine.plugin import ANNOUNCED_KEY, OPERATOR_MIXED_ENV
 from slos_sglang.engine.receipt_stream import SLOOutputStreamer
 from slos_sglang.engine.tracking import Tracker
@@ -34,12 +36,15 @@ from slos_sglang.policy.admission import Verdict
 from slos_sglang.policy.batch_time import OnlineCostModel
 from slos_sglang.policy.batches import Batch, Limits, Memory
 from slos_sglang.policy.dp import compile_ahead
+from slos_sglang.policy.holds import Holds
 from slos_sglang.policy.programs import Programs
 from slos_sglang.policy.request import Request
 from slos_sglang.policy.scheduler import Scheduler as Policy
 
 # An agent comes back from its tool: for so long after the last request with an SLO batches stay short.
 _RETURNS_WITHIN_S = 10.0
+# Best effort leaves at most this share of the memory to conversations that are away.
+_MOST_KEPT = 0.5
 
 
 class ParkingAdder(PrefillAdder):
@@ -73,6 +78,7 @@ class SLOScheduler(Scheduler):
             admission=self._config.admission,
             late_commitment=self._config.late_commitment,
             programs=Programs(reserve=self._config.reserve_for_returns),
+            holds=Holds(mode=self._config.hold_kv),
         )
         # This step's decoders, where the plan leaves some out; None: all.
         self._decode_only: list[Req] | None = None
@@ -87,6 +93,10 @@ class SLOScheduler(Scheduler):
         self._refuse_what_is_not_supported()
         self._stock_mixed_chunk = self.is_mixed_chunk and os.environ.get(OPERATOR_MIXED_ENV, "1") == "1"
         self._may_overtake = self.tree_cache.supports_prefix_sharing() and not self.tree_cache.supports_mamba()
+        self._kept_kv = KeptKV(self.tree_cache)
+        self._kept_tokens = 0
+        if not KeptKV.works_with(self.tree_cache):
+            self._policy.holds.mode = "never"
 
     def _refuse_what_is_not_supported(self) -> None:
         parallel = get_parallel()
@@ -115,6 +125,7 @@ class SLOScheduler(Scheduler):
             credit_share=self._policy.limits.credit_share,
             ended=self._policy.ended,
         )
+        self._policy.holds.report = self._tracker.kept
 
     def get_output_streamer_class(self) -> type[SLOOutputStreamer]:
         return SLOOutputStreamer.reading(lambda req: self._tracker.receipt(req))
@@ -166,7 +177,7 @@ class SLOScheduler(Scheduler):
         self._queue_ready_grammars()
         if self._any_slo(running_batch):
             self._watched_until_s = self._now_s + _RETURNS_WITHIN_S
-        self._watched = self._now_s < self._watched_until_s
+        self._watched = self._now_s < self._watched_until_s or self._policy.holds.any
         if not self._watched:
             self.is_mixed_chunk = self._stock_mixed_chunk
             return self._prefill_pass(running_batch)
@@ -200,7 +211,7 @@ class SLOScheduler(Scheduler):
         decoding = [self._tracker.decoder(req) for req in running_batch.reqs]
         now_s = self._tracker.start_of_next_step(self._now_s, overlap=self.enable_overlap)
 
-        memory = self._memory((*waiting, *decoding))
+        memory = self._keep(now_s, self._memory((*waiting, *decoding)))
         undecided = [r for r in (*waiting, *decoding) if r.undecided(now_s)]
         if undecided:
             judged = self._policy.admit(now_s, undecided, decoding, waiting, memory)
@@ -221,6 +232,19 @@ class SLOScheduler(Scheduler):
             free_tokens=self.token_to_kv_pool_allocator.available_size() + self.tree_cache.evictable_size(),
             block_tokens=self.token_to_kv_pool_allocator.page_size,
         )
+
+    def _keep(self, now_s: float, memory: Memory) -> Memory:
+        """`memory`, in which conversations that are away are kept from best effort."""
+        capacity_tokens = self.max_total_num_tokens
+        used_tokens = capacity_tokens - memory.free_tokens + self._kept_tokens
+        calls = self._policy.holds.held(
+            now_s, capacity_tokens=capacity_tokens, used_tokens=used_tokens, cost=self._cost
+        )
+        # While enough is empty for any step nothing is taken from the cache.
+        step_tokens = (self.chunked_prefill_size or 0) + self.max_running_requests * memory.block_tokens
+        empty = self.token_to_kv_pool_allocator.available_size() >= step_tokens
+        self._kept_tokens = self._kept_kv.use(calls) if calls and not empty else 0
+        return replace(memory, kept_tokens=min(self._kept_tokens, int(_MOST_KEPT * capacity_tokens)))
 
     def _reject(self, request: Request, verdict: Verdict) -> None:
         req = request.handle

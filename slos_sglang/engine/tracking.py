@@ -19,6 +19,7 @@ from slos_sglang.engine.phases import MarkerWatch
 from slos_sglang.engine.receipts import receipt
 from slos_sglang.engine.wire import RECEIVED_KEY
 from slos_sglang.policy.batch_time import BatchSize, OnlineCostModel
+from slos_sglang.policy.holds import Over
 from slos_sglang.policy.lengths import LengthEstimator
 from slos_sglang.policy.request import CHECK_EVERY_TOKENS, INF, Request
 from slos_sglang.slo import parse_wire
@@ -56,7 +57,7 @@ class Tracker:
         *,
         rank: int,
         credit_share: float = 0.0,
-        ended: Callable[[Request, float], None] = lambda request, now_s: None,
+        ended: Callable[[Request, float, bool], None] = lambda request, now_s, aborted: None,
     ) -> None:
         self._config = config
         self._cost = cost
@@ -168,6 +169,11 @@ class Tracker:
                 reason=r.reason,
             )
 
+    def kept(self, over: Over) -> None:
+        """Tell the event stream how long a conversation was kept."""
+        gap_ms = None if over.gap_s == INF else over.gap_s * 1e3
+        self._events.kept(t_s=self._tick_s, rid=over.request.rid, kept_ms=over.held_s * 1e3, gap_ms=gap_ms)
+
     # Steps ------------------------------------------------------------------------------------------------------
 
     def start_of_next_step(self, now_s: float, *, overlap: bool) -> float:
@@ -262,12 +268,13 @@ class Tracker:
         if state is None:
             return None  # SGLang refused it before it was queued
         now_s = time.perf_counter()
+        aborted = isinstance(req.finished_reason, FINISH_ABORT)
         if state.constrained:
-            self._ended(state, self._tick_s)  # as all ranks know it: before the local clock has a say
+            self._ended(state, self._tick_s, aborted)  # as all ranks know it: before the local clock has a say
             self._count_tokens(req, now_s)
             state.finish(now_s)
         state.output_tokens = len(req.output_ids)
-        if not isinstance(req.finished_reason, FINISH_ABORT):
+        if not aborted:
             self._lengths.finished(state)
         answer = receipt(state, now_s) if state.constrained else None
         if self._events.on:

@@ -67,11 +67,13 @@ class Limits:
 class Memory:
     """KV memory, tokens: all of it, and what nobody holds (what a prefix cache could give back counts as free).
 
-    A request occupies whole blocks. A capacity below zero stands for memory that never runs out.
+    Of what is free `kept_tokens` are kept for conversations to go on (see `holds`): promises may have them, others only
+    where it is their turn. A request occupies whole blocks. A capacity below zero is memory that never runs out.
     """
 
     capacity_tokens: int = -1
     free_tokens: int = 1 << 60
+    kept_tokens: int = 0
     block_tokens: int = 1
 
     def blocks(self, tokens: int) -> int:

@@ -16,6 +16,7 @@ from slos_sglang.policy import plan
 from slos_sglang.policy.admission import GAVE_WAY, Method, Outlook, Verdict
 from slos_sglang.policy.batch_time import BatchSize, CostModel
 from slos_sglang.policy.batches import TURN_AFTER, UNBOUNDED, Batch, Limits, Memory, aged, fill, make_room
+from slos_sglang.policy.holds import Holds
 from slos_sglang.policy.programs import Programs
 from slos_sglang.policy.request import INF, Request, lost, table_of
 
@@ -28,7 +29,7 @@ class Scheduler:
 
     `asked_per_step` bounds how many declined requests are asked again in one step; `admission` says how newcomers are
     chosen (see `admission.py`) and `late_commitment` whether promises bind only once their prompt begins; `programs` is
-    what is kept for those that have begun.
+    what is kept for those that have begun, `holds` which conversations are.
     """
 
     cost: CostModel
@@ -37,6 +38,7 @@ class Scheduler:
     admission: Method = "auto"
     late_commitment: bool = True
     programs: Programs = field(default_factory=Programs)
+    holds: Holds = field(default_factory=Holds)
     _last_turn_s: float = -math.inf
     _turn_owed: bool = False
     _lends: bool = False
@@ -62,6 +64,7 @@ class Scheduler:
         for request in asking:
             if not request.judged:
                 self.programs.arrived(request)
+                self.holds.arrived(request)
             elif not request.standard:
                 request.share_again(now_s)
         if self._turn_owed:
@@ -90,9 +93,11 @@ class Scheduler:
                 request.decline(verdict.reason)
         return verdicts
 
-    def ended(self, request: Request, now_s: float) -> None:
-        """`request` has had its last token, or was given up."""
+    def ended(self, request: Request, now_s: float, aborted: bool = False) -> None:
+        """`request` has had its last token, or was given up (its client `aborted` it, or it was refused)."""
         self.programs.ended(request, now_s)
+        if not aborted:
+            self.holds.ended(request, now_s)
 
     def next_batch(
         self, now_s: float, decoding: Sequence[Request], waiting: Sequence[Request], memory: Memory = UNBOUNDED
@@ -182,6 +187,7 @@ class Scheduler:
     ) -> Batch:
         """`batch` with as much of `some` as fits into `within_ms`; without, where that would break a promise."""
         margin = self.cost.margin
+        free = memory.free_tokens - (0 if turn else memory.kept_tokens)
         filled = fill(
             batch,
             chosen.now_s,
@@ -189,7 +195,7 @@ class Scheduler:
             self.cost,
             self.limits,
             within_ms=max(within_ms / margin, batch.predicted_ms),
-            free_tokens=memory.free_tokens - batch.size.tokens - sum(r.context_tokens for r in chosen.unstarted),
+            free_tokens=free - batch.size.tokens - sum(r.context_tokens for r in chosen.unstarted),
             turn=turn,
         )
         more = filled.size.requests > batch.size.requests
@@ -204,7 +210,7 @@ class Scheduler:
         prompts = any(r.uncached_tokens for r in others)
         turn = any(aged(r, now_s, limits) for r in others)
         within_ms = limits.longest_ms(self.cost) if prompts else _NO_BOUND_MS
-        free = memory.free_tokens
+        free = memory.free_tokens - memory.kept_tokens
         batch = fill(Batch(), now_s, others, self.cost, limits, within_ms=within_ms, free_tokens=free, turn=turn)
         if not batch.size.requests and others:
             # Never idle while there is work: whatever the cost model believes, and though memory is short.

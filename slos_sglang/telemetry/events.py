@@ -1,7 +1,7 @@
 """What the scheduler did, one JSON line an event, so that a run can be drawn and argued about afterwards.
 
-Three kinds: a request arrived and was judged, a batch ran, a request ended. All times are monotonic
-seconds of the scheduler process. What must stay true: writing never delays or ends a scheduler. Lines
+Four kinds: a request arrived and was judged, a batch ran, a request ended, a conversation was kept. All times
+are monotonic seconds of the scheduler process. What must stay true: writing never delays or ends a scheduler. Lines
 gather in memory and go out in one system call at most every `FLUSH_EVERY_S`, when a request ends, and on
 `flush`; a full disk switches the writer off with one warning.
 """
@@ -79,7 +79,21 @@ class Finish:
     receipt: Mapping[str, Any] = field(default_factory=dict)
 
 
-Event = Arrive | Step | Finish
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """The KV of a conversation was kept for `kept_ms` after its call `rid` had ended, while its tool ran.
+
+    `gap_ms` after that end its next call came; None: it did not while the KV was kept.
+    """
+
+    kind: Literal["kept"] = "kept"
+    t_s: float
+    rid: str
+    kept_ms: float
+    gap_ms: float | None = None
+
+
+Event = Arrive | Step | Finish | Kept
 _event: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="kind")])
 
 
@@ -180,6 +194,11 @@ class EventWriter:
             return
         self._append({"kind": "finish", "t_s": t_s, "rid": rid, "output_tokens": output_tokens, "receipt": receipt})
         self.flush()
+
+    def kept(self, *, t_s: float, rid: str, kept_ms: float, gap_ms: float | None) -> None:
+        """See `Kept`."""
+        if self._fd is not None:
+            self._append({"kind": "kept", "t_s": t_s, "rid": rid, "kept_ms": kept_ms, "gap_ms": gap_ms})
 
     def flush(self) -> None:
         """Hand over what has gathered; cheap when nothing has. To be called when the server idles, too."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from slos_sglang.telemetry.events import Arrive, Event, EventWriter, Finish, Step, read_events
+from slos_sglang.telemetry.events import Arrive, Event, EventWriter, Finish, Kept, Step, read_events
 from slos_sglang.telemetry.timeline import draw_timeline, timeline_rows
 
 STEP = dict(measured_ms=10.0, predicted_ms=9.0, decode=("a",), prefill={"b": 7}, parked=("c",), waiting=2)
@@ -34,6 +34,7 @@ def test_events_come_back_typed_and_in_order(tmp_path: Path) -> None:
     arrive(writer, "a")
     writer.step(t_s=2.0, context_tokens=30, **STEP)
     writer.finish(t_s=3.0, rid="a", output_tokens=4, receipt={"attained": True})
+    writer.kept(t_s=4.0, rid="a", kept_ms=900.0, gap_ms=900.0)
     writer.close()
     assert read_events(tmp_path / "new" / "events.jsonl") == [
         Arrive(
@@ -47,6 +48,7 @@ def test_events_come_back_typed_and_in_order(tmp_path: Path) -> None:
         ),
         Step(t_s=2.0, context_tokens=30, **STEP),
         Finish(t_s=3.0, rid="a", output_tokens=4, receipt={"attained": True}),
+        Kept(t_s=4.0, rid="a", kept_ms=900.0, gap_ms=900.0),
     ]
 
 
