@@ -27,6 +27,7 @@ bench: .venv/.stamp
 	$(BIN)/python benchmarks/mixed_load.py
 	$(BIN)/python benchmarks/overload.py
 	$(BIN)/python benchmarks/program_budgets.py
+	$(BIN)/python benchmarks/tool_gaps.py
 	$(BIN)/python benchmarks/throughput.py
 	$(BIN)/python benchmarks/cost_model.py
 	$(BIN)/python benchmarks/report.py

@@ -152,10 +152,41 @@ def budgets_section(data: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def tool_gaps_section(data: dict[str, Any]) -> str:
+    """Conversations that are kept while their tools run."""
+    runs = data["runs"]
+    lines = [
+        f"Tool agents, one each {data['every_s']:g} s, beside {data['people']} people who ask best-effort prompts "
+        f"without end, in a memory of {data['memory_tokens']} tokens. Medians over {len(runs) // 3} repeats. *Found*: "
+        "share of what the returning calls could have found; *while kept*: of those that came in time.",
+        "",
+        "| `hold_kv` | found | "
+        + " | ".join(f"gap to {bound} s" for bound in runs[0]["found_by_gap"])
+        + " | returns in time | found while kept | kept, p50 | p95 | for nothing | best effort |",
+        "| --- " * (8 + len(runs[0]["found_by_gap"])) + "|",
+    ]
+    for arm in dict.fromkeys(run["arm"] for run in runs):
+        same = [run for run in runs if run["arm"] == arm]
+        keeps = any(run["returns_while_kept"] for run in same)
+        cells = [f"{median(_values(same, 'found')):.0%}"]
+        cells += [f"{median(_values(same, 'found_by_gap', bound)):.0%}" for bound in same[0]["found_by_gap"]]
+        if keeps:
+            in_time = median(run["returns_while_kept"] / run["returns"] for run in same)
+            cells += [f"{in_time:.0%}", f"{median(_values(same, 'found_while_kept')):.1%}"]
+            cells += [f"{median(_values(same, 'kept_ms', q)) / 1e3:.1f} s" for q in ("p50", "p95")]
+            cells += [f"{median(_values(same, 'kept_for_nothing')):.0%}"]
+        else:
+            cells += ["–"] * 5
+        cells += [f"{median(_values(same, 'best_effort_tokens_s')):.0f} tokens/s"]
+        lines.append(f"| {arm} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
 SECTIONS = (
     ("Mixed load against stock scheduling", "mixed_load", mixed_load_section),
     ("Overload", "overload", overload_section),
     ("One budget for a program, or one for each call", "program_budgets", budgets_section),
+    ("Conversations kept while tools run", "tool_gaps", tool_gaps_section),
     ("Throughput without SLOs", "throughput", throughput_section),
     ("Cost model", "cost_model", cost_model_section),
     ("The paper's evaluation, simulated", "paper", paper_section),
