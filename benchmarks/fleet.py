@@ -11,7 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -121,9 +121,10 @@ def going_first(pid: int) -> Iterator[bool]:
     try:
         yield True
     finally:
-        os.setpriority(os.PRIO_PGRP, pid, nice)
-        if before is not None:
-            autogroup.write_text(before, encoding="ascii")
+        with suppress(FileNotFoundError, ProcessLookupError):  # it may have ended meanwhile
+            os.setpriority(os.PRIO_PGRP, pid, nice)
+            if before is not None:
+                autogroup.write_text(before, encoding="ascii")
 
 
 @contextmanager
