@@ -65,6 +65,7 @@ class Load:
 
     url: str
     seed: int
+    every_s: float
     session: aiohttp.ClientSession
     calls: list[Call] = field(default_factory=list)
     served_tokens: int = 0
@@ -81,6 +82,7 @@ class Load:
 
     async def agent(self, number: int) -> None:
         """One agent, to its answer or until it leaves."""
+        await asyncio.sleep(number * self.every_s)
         rng = random.Random(f"{self.seed}/agent/{number}")
         ids, before = _prompt(rng, rng.randrange(200, 500)), None
         announces = rng.random() < 0.5
@@ -116,20 +118,19 @@ def _prompt(rng: random.Random, tokens: int) -> list[int]:
     return [rng.randrange(300, 2000) for _ in range(tokens)]
 
 
-async def run_load(url: str, *, seed: int, seconds: float, people: int, every_s: float) -> dict[str, Any]:
-    """Agents for so long, one `every_s`, and people until the last of them has ended."""
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-        load = Load(url=url, seed=seed, session=session)
+async def run_load(url: str, *, seed: int, agents: int, people: int, every_s: float) -> dict[str, Any]:
+    """So many agents, one `every_s`, and people until the last of them has ended."""
+    # A connection that is kept open could be closed by the server in the moment in which it is used again.
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True)) as session:
+        load = Load(url=url, seed=seed, every_s=every_s, session=session)
         crowd = [asyncio.create_task(load.person(number)) for number in range(people)]
         await asyncio.sleep(2)
         start_s, served = time.monotonic(), load.served_tokens
-        agents = []
-        while time.monotonic() < start_s + seconds:
-            agents.append(asyncio.create_task(load.agent(len(agents))))
-            await asyncio.sleep(every_s)
+        runs = [asyncio.create_task(load.agent(number)) for number in range(agents)]
+        await asyncio.sleep(start_s + agents * every_s - time.monotonic())
         # While agents go on coming: later there are fewer of them.
         best_effort_tokens_s = (load.served_tokens - served) / (time.monotonic() - start_s)
-        await asyncio.gather(*agents)
+        await asyncio.gather(*runs)
         end_s = time.monotonic()
         load.ends = True
         await asyncio.gather(*crowd)
@@ -198,7 +199,7 @@ def one_run(servers: Fleet, arm: str, events: Path, **load: Any) -> dict[str, An
 
 def main(
     repeats: Annotated[int, typer.Option(min=1)] = 3,
-    seconds: Annotated[float, typer.Option(min=1, help="in which agents come, each run")] = 22.0,
+    agents: Annotated[int, typer.Option(min=1, help="a run")] = 40,
     people: Annotated[int, typer.Option(min=0, help="of the background")] = 20,
     every_s: Annotated[float, typer.Option(help="between agents")] = 0.5,
     out: Annotated[Path, typer.Option(help="the JSON")] = Path("benchmarks/results/tool_gaps.json"),
@@ -222,13 +223,13 @@ def main(
                         name,
                         logs / f"{name}.jsonl",
                         seed=repeat,
-                        seconds=seconds,
+                        agents=agents,
                         people=people,
                         every_s=every_s,
                     )
                     runs.append(run)
                     print(json.dumps(run), file=sys.stderr, flush=True)
-    report = {"memory_tokens": MEMORY_TOKENS, "people": people, "every_s": every_s, "seconds": seconds, "runs": runs}
+    report = {"memory_tokens": MEMORY_TOKENS, "people": people, "every_s": every_s, "agents": agents, "runs": runs}
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps({"command": sys.argv, **report}, indent=1) + "\n", encoding="utf-8")
 

@@ -155,15 +155,23 @@ def fill(
     *,
     within_ms: float,
     free_tokens: int,
+    kept_tokens: int = 0,
     turn: bool = False,
 ) -> Batch:
-    """`batch` with as much of `others` as fits into `within_ms` and into free KV memory; the last prompt may be cut."""
+    """`batch` with as much of `others` as fits into `within_ms` and into free KV memory; the last prompt may be cut.
+
+    Of the free memory `kept_tokens` are not for prompts that have not begun, nor what is expected of outputs. Who has
+    begun may go on: it gives its memory back the sooner.
+    """
     filled = Batch(
         decode=list(batch.decode),
         prefill=list(batch.prefill),
         preempt=batch.preempt,
         size=BatchSize(batch.size.tokens, batch.size.requests, batch.size.context_tokens),
     )
+    if kept_tokens:
+        others = list(others)
+        kept_tokens += sum(_to_come(r) for r in others if r.started)
     more_prompts = not any(tokens < request.uncached_tokens for request, tokens in batch.prefill)
     for request in sorted(others, key=lambda r: _order(r, now_s, limits, turn=turn)):
         prefix = request.context_tokens
@@ -179,13 +187,19 @@ def fill(
         tokens = min(left, room, free_tokens - claimed)
         if not more_prompts or tokens <= 0 or (tokens < left and tokens < limits.min_chunk_tokens(cost)):
             continue
-        if not request.started and claimed + left > free_tokens:
-            continue
+        if not request.started:
+            if claimed + left + kept_tokens + (_to_come(request) if kept_tokens else 0) > free_tokens:
+                continue
+            kept_tokens += _to_come(request) if kept_tokens else 0
         filled.add(request, tokens)
         free_tokens -= claimed + tokens
         more_prompts = tokens == left
     filled.predicted_ms = cost.batch_ms(filled.size)
     return filled
+
+
+def _to_come(request: Request) -> int:
+    return max(min(request.left_tokens, request.max_tokens - request.output_tokens), 0)
 
 
 def make_room(batch: Batch, memory: Memory, candidates: Sequence[Request]) -> None:

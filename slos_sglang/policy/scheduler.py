@@ -187,7 +187,6 @@ class Scheduler:
     ) -> Batch:
         """`batch` with as much of `some` as fits into `within_ms`; without, where that would break a promise."""
         margin = self.cost.margin
-        free = memory.free_tokens - (0 if turn else memory.kept_tokens)
         filled = fill(
             batch,
             chosen.now_s,
@@ -195,7 +194,8 @@ class Scheduler:
             self.cost,
             self.limits,
             within_ms=max(within_ms / margin, batch.predicted_ms),
-            free_tokens=free - batch.size.tokens - sum(r.context_tokens for r in chosen.unstarted),
+            free_tokens=memory.free_tokens - batch.size.tokens - sum(r.context_tokens for r in chosen.unstarted),
+            kept_tokens=0 if turn else memory.kept_tokens,
             turn=turn,
         )
         more = filled.size.requests > batch.size.requests
@@ -210,8 +210,17 @@ class Scheduler:
         prompts = any(r.uncached_tokens for r in others)
         turn = any(aged(r, now_s, limits) for r in others)
         within_ms = limits.longest_ms(self.cost) if prompts else _NO_BOUND_MS
-        free = memory.free_tokens - memory.kept_tokens
-        batch = fill(Batch(), now_s, others, self.cost, limits, within_ms=within_ms, free_tokens=free, turn=turn)
+        batch = fill(
+            Batch(),
+            now_s,
+            others,
+            self.cost,
+            limits,
+            within_ms=within_ms,
+            free_tokens=memory.free_tokens,
+            kept_tokens=memory.kept_tokens,
+            turn=turn,
+        )
         if not batch.size.requests and others:
             # Never idle while there is work: whatever the cost model believes, and though memory is short.
             first = min(others, key=lambda r: (r.uncached_tokens > 0, r.seq))

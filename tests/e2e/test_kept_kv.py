@@ -10,11 +10,11 @@ from typing import Any
 
 import aiohttp
 import pytest
-from conftest import STRICT, Running
+from conftest import STRICT, Running, slo_server
 from traffic import Answer, ask, client, prompt, request
 
 from slos_sglang.engine.launch import server
-from slos_sglang.telemetry.events import Kept
+from slos_sglang.telemetry.events import Finish, Kept
 
 pytestmark = pytest.mark.e2e
 
@@ -101,6 +101,20 @@ def test_a_returning_call_finds_its_prefix(kept: tuple[bool, Running]) -> None:
         assert found < 0.5 * could, (found, could)
         assert not returned
     running.assert_nothing_is_left()
+
+
+def test_two_ranks_keep_the_same(tmp_path: Path, tiny_model: Path) -> None:
+    """What one kept and the other did not would make their batches differ."""
+    env = {"SGLANG_CPU_OMP_THREADS_BIND": "0|1", "OMP_NUM_THREADS": "1"}
+    with slo_server(tmp_path, tiny_model, "--tp-size", "2", *SMALL, **env) as running:
+        asyncio.run(run(running.url))
+        running.assert_nothing_is_left()
+        first, second = ([e for e in running.events(rank) if not isinstance(e, Finish)] for rank in (0, 1))
+    assert any(isinstance(event, Kept) for event in first)
+    differing = [(a, b) for a, b in zip(first, second, strict=False) if a != b]
+    assert not differing, differing[0]
+    # The last events may still be in memory of the rank that has been told last.
+    assert abs(len(first) - len(second)) < 20
 
 
 def test_what_is_kept_goes_to_who_was_promised_something(kept: tuple[bool, Running]) -> None:

@@ -179,6 +179,26 @@ def test_best_effort_leaves_alone_what_is_kept_and_promises_do_not() -> None:
     assert not batch.preempt
 
 
+def test_who_has_begun_goes_on() -> None:
+    memory = Memory(capacity_tokens=1000, free_tokens=400, kept_tokens=400)
+    decoder, chunked, new = waiting(0, tokens=1), waiting(1, tokens=100), waiting(2, tokens=100)
+    decoder.uncached_tokens = 0
+    decoder.started = chunked.started = True
+    batch = Scheduler(cost=CostModel(Piece(tokens_ms=0.1, const_ms=10))).next_batch(
+        0.0, [decoder], [chunked, new], memory
+    )
+    assert batch.decode == [decoder] and taken(batch) == {"w1": 100}
+
+
+def test_room_for_outputs_is_not_taken_from_what_is_kept() -> None:
+    decoder, new = waiting(0, tokens=1), waiting(1, tokens=100)
+    decoder.uncached_tokens, decoder.started = 0, True
+    scheduler = Scheduler(cost=CostModel(Piece(tokens_ms=0.1, const_ms=10)))
+    for free_tokens, expected in ((407, {}), (408, {"w1": 100})):  # 4 tokens of each are to come
+        memory = Memory(capacity_tokens=1000, free_tokens=free_tokens, kept_tokens=300)
+        assert taken(scheduler.next_batch(0.0, [decoder], [new], memory)) == expected
+
+
 def test_best_effort_has_all_of_it_when_it_is_its_turn() -> None:
     memory = Memory(capacity_tokens=1000, free_tokens=600, kept_tokens=600)
     scheduler = Scheduler(cost=CostModel(Piece(tokens_ms=0.1, const_ms=10)))
