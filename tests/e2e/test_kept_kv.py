@@ -20,9 +20,9 @@ pytestmark = pytest.mark.e2e
 
 MEMORY_TOKENS = 4096
 SMALL = ("--max-total-tokens", str(MEMORY_TOKENS), "--chunked-prefill-size", "512")
-# In a gap people send so much of what the memory can hold; what they use at once is most of it.
+# In a gap people send so many times what the memory holds; what they use at once is more than half of it.
 TURNED_OVER = 1.2
-AGENTS, PEOPLE = 3, 16
+AGENTS, PEOPLE = 3, 10
 
 
 @pytest.fixture(scope="module", params=["auto", "never"])
@@ -137,17 +137,16 @@ def test_what_is_kept_goes_to_who_was_promised_something(kept: tuple[bool, Runni
 
 def test_an_aborted_call_keeps_nothing(kept: tuple[bool, Running]) -> None:
     _, running = kept
-    before = sum(isinstance(event, Kept) for event in running.events())
 
     async def main() -> None:
         async with client() as session:
             body = call(prompt(random.Random(8), 300), "gone", gap_s=20)
             body["sampling_params"]["max_new_tokens"] = 400
-            await ask(session, running.url, body | {"stream": True}, hang_up_s=0.5)
+            await ask(session, running.url, body | {"rid": "aborted", "stream": True}, hang_up_s=0.5)
             await asyncio.sleep(2)
             # A later call of the same program ends what was kept, if anything was.
             await ask(session, running.url, call(prompt(random.Random(9), 30), "gone", gap_s=20))
 
     asyncio.run(main())
     running.assert_nothing_is_left()
-    assert sum(isinstance(event, Kept) for event in running.events()) == before
+    assert not any(isinstance(event, Kept) and event.rid == "aborted" for event in running.events())

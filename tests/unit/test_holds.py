@@ -194,7 +194,7 @@ def test_room_for_outputs_is_not_taken_from_what_is_kept() -> None:
     decoder, new = waiting(0, tokens=1), waiting(1, tokens=100)
     decoder.uncached_tokens, decoder.started = 0, True
     scheduler = Scheduler(cost=CostModel(Piece(tokens_ms=0.1, const_ms=10)))
-    for free_tokens, expected in ((407, {}), (408, {"w1": 100})):  # 4 tokens of each are to come
+    for free_tokens, expected in ((408, {}), (409, {"w1": 100})):  # 4 tokens of each are to come, and one comes
         memory = Memory(capacity_tokens=1000, free_tokens=free_tokens, kept_tokens=300)
         assert taken(scheduler.next_batch(0.0, [decoder], [new], memory)) == expected
 
