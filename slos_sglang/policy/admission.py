@@ -34,8 +34,9 @@ METHODS: tuple[Method, ...] = get_args(Method)
 # How many futures `auto` may look at in one step, times the requests in each; and sets of how many it tries all of.
 LOOK_AHEADS = 6144
 MOST_TRIED = 10
-# A promise may give way to a call that takes so many times less work, if it is among so many that take the most.
-MUCH_MORE, MOST_MOVED = 1.3, 4
+# A promise may give way to a call that takes so many times less work, if it is among so many that take the most; where
+# there are more requests than this, it would take too long to find out.
+MUCH_MORE, MOST_MOVED, FEW_REQUESTS = 1.3, 4, 128
 # How many states of the dynamic program `auto` looks at.
 FEW_STATES = 200
 # A token exactly on its due time is on time, as in the plan.
@@ -120,7 +121,7 @@ class Outlook:
             self._admitted = self._best(new, method)
         granted = {id(self._requests[row]) for row in self._admitted}
         verdicts = [ADMITTED if id(r) in granted else self.ask(r) for r in asking]
-        if self._late_commitment:
+        if self._late_commitment and len(self._requests) <= FEW_REQUESTS:
             for n, request in enumerate(asking):
                 if not verdicts[n].admitted and not request.judged and self._takes_a_place(request):
                     verdicts[n] = ADMITTED
