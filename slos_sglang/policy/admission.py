@@ -34,9 +34,10 @@ METHODS: tuple[Method, ...] = get_args(Method)
 # How many futures `auto` may look at in one step, times the requests in each; and sets of how many it tries all of.
 LOOK_AHEADS = 6144
 MOST_TRIED = 10
-# A promise may give way to a call that takes so many times less work, if it is among so many that take the most; where
-# there are more requests than this, it would take too long to find out.
-MUCH_MORE, MOST_MOVED, FEW_REQUESTS = 1.3, 4, 128
+# A promise may give way to a call that takes so many times less work, if it is among so many that take the most.
+MUCH_MORE, MOST_MOVED = 1.3, 4
+# Among more requests than this it would take too long to find out who could give way, or what lending would bring.
+FEW_REQUESTS = 128
 # How many states of the dynamic program `auto` looks at.
 FEW_STATES = 200
 # A token exactly on its due time is on time, as in the plan.
@@ -201,7 +202,7 @@ class Outlook:
     def _foresee(self, added: frozenset[int]) -> _Future:
         """The future with the rows `added`; with batches that lend, where only these keep everybody's targets."""
         future, _ = self._run(added, self._world, self._excused)
-        if future.code == plan.LATE:
+        if future.code == plan.LATE and len(self._requests) <= FEW_REQUESTS:
             lent, _ = self._run(added, self._world._replace(lends=True), self._excused)
             if lent.code == plan.KEPT:
                 return lent
@@ -210,7 +211,7 @@ class Outlook:
     def _late_anyway(self) -> plan.Flags:
         """Who is late without any newcomer: the fewest that it can be."""
         everybody = np.ones_like(self._excused)
-        worlds = (self._world, self._world._replace(lends=True))
+        worlds = [self._world, self._world._replace(lends=True)][: 1 + (len(self._requests) <= FEW_REQUESTS)]
         return min((self._run(frozenset(), world, everybody)[1] for world in worlds), key=np.count_nonzero)
 
     def _run(self, added: frozenset[int], world: plan.World, excused: plan.Flags) -> tuple[_Future, plan.Flags]:
