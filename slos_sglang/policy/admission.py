@@ -89,8 +89,11 @@ class Outlook:
         self._cost = cost
         self._promised, self._asking = promised, asking
         self._requests = sorted((*promised, *asking), key=attrgetter("seq"))
-        self._late_commitment = late_commitment
+        few = len(self._requests) <= FEW_REQUESTS
+        self._late_commitment = late_commitment and few
         self._world = plan.world_of(cost, limits, memory, margin=cost.margin)
+        # Batches as they are, and those that lend.
+        self._worlds = (self._world, self._world._replace(lends=True)) if few else (self._world,)
         self._excused = np.zeros(len(self._requests), dtype=np.bool_)
         self._baseline_known = False
         self._admitted: frozenset[int] = frozenset()
@@ -122,7 +125,7 @@ class Outlook:
             self._admitted = self._best(new, method)
         granted = {id(self._requests[row]) for row in self._admitted}
         verdicts = [ADMITTED if id(r) in granted else self.ask(r) for r in asking]
-        if self._late_commitment and len(self._requests) <= FEW_REQUESTS:
+        if self._late_commitment:
             for n, request in enumerate(asking):
                 if not verdicts[n].admitted and not request.judged and self._takes_a_place(request):
                     verdicts[n] = ADMITTED
@@ -150,9 +153,10 @@ class Outlook:
         if self._hopeless(request):
             return False
         mine = self._row[id(request)]
+        much_ms = MUCH_MORE * self._work_ms(mine)
         added, left = self._admitted | {mine}, self._nobody_added.left
         for row, work_ms in self._heaviest:
-            if left[row] and work_ms > MUCH_MORE * self._work_ms(mine) and self._worth(row) <= request.worth:
+            if left[row] and work_ms > much_ms and self._worth(row) <= request.worth:
                 tokens, left[row] = left[row], 0
                 future = self._foresee(added)
                 if future.code == plan.KEPT:
@@ -201,18 +205,19 @@ class Outlook:
 
     def _foresee(self, added: frozenset[int]) -> _Future:
         """The future with the rows `added`; with batches that lend, where only these keep everybody's targets."""
-        future, _ = self._run(added, self._world, self._excused)
-        if future.code == plan.LATE and len(self._requests) <= FEW_REQUESTS:
-            lent, _ = self._run(added, self._world._replace(lends=True), self._excused)
-            if lent.code == plan.KEPT:
-                return lent
+        first, *others = self._worlds
+        future, _ = self._run(added, first, self._excused)
+        if future.code == plan.LATE:
+            for world in others:
+                lent, _ = self._run(added, world, self._excused)
+                if lent.code == plan.KEPT:
+                    return lent
         return future
 
     def _late_anyway(self) -> plan.Flags:
         """Who is late without any newcomer: the fewest that it can be."""
         everybody = np.ones_like(self._excused)
-        worlds = [self._world, self._world._replace(lends=True)][: 1 + (len(self._requests) <= FEW_REQUESTS)]
-        return min((self._run(frozenset(), world, everybody)[1] for world in worlds), key=np.count_nonzero)
+        return min((self._run(frozenset(), world, everybody)[1] for world in self._worlds), key=np.count_nonzero)
 
     def _run(self, added: frozenset[int], world: plan.World, excused: plan.Flags) -> tuple[_Future, plan.Flags]:
         rows = plan.copy_of(self._nobody_added)

@@ -188,9 +188,10 @@ def fill(
         if not more_prompts or tokens <= 0 or (tokens < left and tokens < limits.min_chunk_tokens(cost)):
             continue
         if not request.started:
-            if claimed + left + kept_tokens + (_to_come(request) if kept_tokens else 0) > free_tokens:
+            to_come = _to_come(request) if kept_tokens else 0
+            if claimed + left + to_come + kept_tokens > free_tokens:
                 continue
-            kept_tokens += _to_come(request) if kept_tokens else 0
+            kept_tokens += to_come
         filled.add(request, tokens)
         free_tokens -= claimed + tokens
         more_prompts = tokens == left

@@ -148,25 +148,21 @@ class Scheduler:
         waited_s = now_s - max(self._last_turn_s, oldest.served_s)
         turn = waited_s >= TURN_AFTER * limits.best_effort_max_wait_s
         room_ms = min(longest_ms, limits.best_effort_steps * self.cost.const_ms)
-        if not turn:
-            if scarce or chosen.prompts_are_left:
-                return batch
+        if turn:
+            least_ms = self._least_ms(batch, oldest)
+            rooms_ms = [least_ms] if chosen.prompts_are_left else [max(room_ms, least_ms), least_ms]
+        elif scarce or chosen.prompts_are_left:
+            return batch
+        else:
             # What decoders are ahead of their pace is kept for who comes next: one longest batch of it.
-            room_ms = min(room_ms, chosen.slack_ms - limits.longest_ms(self.cost))
-            return self._served(batch, self._beside(chosen, batch, rest, memory, within_ms=room_ms), now_s)
-        least_ms = self._least_ms(batch, oldest)
-        for within_ms in (least_ms,) if chosen.prompts_are_left else (max(room_ms, least_ms), least_ms):
-            filled = self._beside(chosen, batch, rest, memory, within_ms=within_ms, turn=True)
+            rooms_ms = [min(room_ms, chosen.slack_ms - limits.longest_ms(self.cost))]
+        for within_ms in rooms_ms:
+            filled = self._beside(chosen, batch, rest, memory, within_ms=within_ms, turn=turn)
             if filled is not batch:
-                return self._served(batch, filled, now_s)
+                self._last_turn_s = now_s
+                return filled
         self._turn_owed = waited_s >= limits.best_effort_max_wait_s
         return batch
-
-    def _served(self, batch: Batch, filled: Batch, now_s: float) -> Batch:
-        """`filled`, which has best effort beside `batch` or is the same."""
-        if filled is not batch:
-            self._last_turn_s = now_s
-        return filled
 
     def _least_ms(self, batch: Batch, request: Request) -> float:
         """What `batch` takes with the least of `request` beside it."""
