@@ -36,8 +36,6 @@ LOOK_AHEADS = 6144
 MOST_TRIED = 10
 # A promise may give way to a call that takes so many times less work, if it is among so many that take the most.
 MUCH_MORE, MOST_MOVED = 1.3, 4
-# Among more requests than this it would take too long to find out who could give way, or what lending would bring.
-FEW_REQUESTS = 128
 # How many states of the dynamic program `auto` looks at.
 FEW_STATES = 200
 # A token exactly on its due time is on time, as in the plan.
@@ -89,11 +87,9 @@ class Outlook:
         self._cost = cost
         self._promised, self._asking = promised, asking
         self._requests = sorted((*promised, *asking), key=attrgetter("seq"))
-        few = len(self._requests) <= FEW_REQUESTS
-        self._late_commitment = late_commitment and few
+        self._late_commitment = late_commitment
         self._world = plan.world_of(cost, limits, memory, margin=cost.margin)
-        # Batches as they are, and those that lend.
-        self._worlds = (self._world, self._world._replace(lends=True)) if few else (self._world,)
+        self._lending = self._world._replace(lends=True)
         self._excused = np.zeros(len(self._requests), dtype=np.bool_)
         self._baseline_known = False
         self._admitted: frozenset[int] = frozenset()
@@ -205,19 +201,18 @@ class Outlook:
 
     def _foresee(self, added: frozenset[int]) -> _Future:
         """The future with the rows `added`; with batches that lend, where only these keep everybody's targets."""
-        first, *others = self._worlds
-        future, _ = self._run(added, first, self._excused)
+        future, _ = self._run(added, self._world, self._excused)
         if future.code == plan.LATE:
-            for world in others:
-                lent, _ = self._run(added, world, self._excused)
-                if lent.code == plan.KEPT:
-                    return lent
+            lent, _ = self._run(added, self._lending, self._excused)
+            if lent.code == plan.KEPT:
+                return lent
         return future
 
     def _late_anyway(self) -> plan.Flags:
         """Who is late without any newcomer: the fewest that it can be."""
         everybody = np.ones_like(self._excused)
-        return min((self._run(frozenset(), world, everybody)[1] for world in self._worlds), key=np.count_nonzero)
+        worlds = (self._world, self._lending)
+        return min((self._run(frozenset(), world, everybody)[1] for world in worlds), key=np.count_nonzero)
 
     def _run(self, added: frozenset[int], world: plan.World, excused: plan.Flags) -> tuple[_Future, plan.Flags]:
         rows = plan.copy_of(self._nobody_added)

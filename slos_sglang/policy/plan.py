@@ -10,8 +10,8 @@ promised is what will happen, as long as steps take what the model says and outp
     any other step, and any new promise, is taken only where foresee finds it safe
 
 Decoders keep their own pace, by which the mean of their token times is kept too. Only where that does not go together
-with everybody's targets `choose` lends prompts what decoders have in reserve (`World.lends`): the time that an early
-first token has left until a later token misses its target.
+with everybody's targets prompts are lent what decoders have in reserve (`World.lends`): the time that an early first
+token has left until a later token misses its target.
 
 Both work on arrays, a row a promised request, and are compiled by numba; uncompiled (`choose.py_func`) they are the
 plain reference that the tests compare with. Times are seconds, costs milliseconds.
@@ -177,12 +177,12 @@ def due_s(i: int, rows: Rows) -> float:
 
 
 @njit(cache=True)
-def _decode_by_s(i: int, rows: Rows, world: World) -> float:
-    """When decoder `i` wants its next token."""
-    due = due_s(i, rows)
-    if world.lends and rows.reserve[i] < INF and rows.paced[i] != INF:
-        due = min(due + rows.reserve[i], rows.deadline[i])
-    return float(due)
+def lend(rows: Rows) -> None:
+    """Let decoders come as late as their targets allow: what they have in reserve becomes part of when they are due."""
+    for i in range(rows.left.size):
+        if rows.reserve[i] > 0.0 and rows.reserve[i] < INF and rows.paced[i] < INF and rows.pace[i] < INF:
+            rows.paced[i] += rows.reserve[i]
+            rows.reserve[i] = 0.0
 
 
 @njit(cache=True)
@@ -226,7 +226,7 @@ def choose(now_s: float, rows: Rows, prompts: Ints, world: World, take: Ints) ->
         if rows.left[i] > 0 and rows.uncached[i] == 0:
             decoders += 1
             context += rows.context[i] + 1
-            tightest_s = min(tightest_s, _decode_by_s(i, rows, world))
+            tightest_s = min(tightest_s, due_s(i, rows))
             pace_s = min(pace_s, rows.pace[i])
     head = _NOBODY
     for i in prompts:
@@ -252,7 +252,7 @@ def choose(now_s: float, rows: Rows, prompts: Ints, world: World, take: Ints) ->
         tokens, context = 0, 0
         for i in range(rows.left.size):
             take[i] = 0
-            if rows.left[i] > 0 and rows.uncached[i] == 0 and _decode_by_s(i, rows, world) <= horizon_s:
+            if rows.left[i] > 0 and rows.uncached[i] == 0 and due_s(i, rows) <= horizon_s:
                 take[i] = 1
                 tokens += 1
                 context += rows.context[i] + 1
@@ -301,7 +301,7 @@ def choose(now_s: float, rows: Rows, prompts: Ints, world: World, take: Ints) ->
 
 
 @njit(cache=True)
-def advance(now_s: float, rows: Rows, take: Ints, excused: Flags, late: Flags) -> int:
+def advance(now_s: float, rows: Rows, take: Ints, world: World, excused: Flags, late: Flags) -> int:
     """The batch `take` has ended at `now_s`: move its rows on; the first row late that is not excused, or -1."""
     first = _NOBODY
     for i in range(rows.left.size):
@@ -339,6 +339,8 @@ def advance(now_s: float, rows: Rows, take: Ints, excused: Flags, late: Flags) -
         rows.left[i] -= 1
         if rows.left[i] == 0:
             rows.held[i] = 0
+    if world.lends:
+        lend(rows)
     return first
 
 
@@ -382,6 +384,8 @@ def foresee(now_s: float, rows: Rows, world: World, excused: Flags, late: Flags)
     for k in range(waiting.size):
         dues[k] = due_s(waiting[k], rows)
     prompts = waiting[np.argsort(dues, kind="mergesort")]
+    if world.lends:
+        lend(rows)
     take = np.zeros(rows.left.size, dtype=np.int64)
     for _ in range(MAX_STEPS):
         if certain(now_s, rows, world, late):
@@ -400,7 +404,7 @@ def foresee(now_s: float, rows: Rows, world: World, excused: Flags, late: Flags)
             if held > world.memory_tokens:
                 return NO_MEMORY, _NOBODY, now_s
         now_s += ms / 1e3
-        first = advance(now_s, rows, take, excused, late)
+        first = advance(now_s, rows, take, world, excused, late)
         if first != _NOBODY:
             return LATE, first, now_s
     return TOO_FAR, _NOBODY, now_s
@@ -412,5 +416,6 @@ def compile_ahead() -> None:
     rows = rows_of(table_of([request]))
     world = world_of(CostModel(Piece(const_ms=1.0)), Limits(), Memory())
     nobody = np.zeros(1, dtype=np.bool_)
+    lend(rows)
     choose(0.0, rows, np.zeros(1, dtype=np.int64), world, np.zeros(1, dtype=np.int64))
     foresee(0.0, rows, world, nobody, nobody.copy())

@@ -256,6 +256,7 @@ class _Chosen:
             lends = False
         if lends:
             self._world = world._replace(lends=True)
+            plan.lend(self._rows)
         self.lends = lends
         plan.choose(now_s, self._rows, self._prompts, self._world, self._take)
 
@@ -304,7 +305,7 @@ class _Chosen:
         late = np.zeros_like(excused) if late is None else late
         after = plan.copy_of(self._rows)
         end_s = self.now_s + took_ms / 1e3
-        if plan.advance(end_s, after, self._take, excused, late) >= 0:
+        if plan.advance(end_s, after, self._take, self._world, excused, late) >= 0:
             return False
         return self._kept(end_s, after, excused, late)
 
