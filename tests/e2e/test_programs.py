@@ -6,8 +6,10 @@ import json
 import re
 import subprocess
 import sys
+import time
 
 import pytest
+import requests
 import sglang as sgl
 from slos_sglang.programs import reasoning, tool_agent
 
@@ -187,3 +189,27 @@ def test_annotated_programs_run_on_a_stock_server(stock_server: Server) -> None:
     listed = receipts(everything.run("a", backend=backend))
     assert len(listed) == 6 and all(entry["error"] is None for entry in listed)
     assert annotate(one_call, e2e_ms=0.001, a=presets.TOOL_LOOP).run(backend=backend)["a"]
+
+
+def test_the_tpot_of_each_phase_is_what_the_client_sees(url):
+    slo = {"think_tpot_ms": 5_000, "tpot_ms": 5_000, "think_end": "</think>"}
+    params = {"max_new_tokens": 400, "temperature": 0, "regex": "[a-z ]{250}</think>[a-z ]{250}"}
+    body = {
+        "text": "Hello <think>",
+        "sampling_params": {**params, "custom_params": {"slo": slo}},
+        "stream": True,
+    }
+    seen: dict[int, float] = {}
+    with requests.post(f"{url}/generate", json=body, stream=True, timeout=120) as response:
+        for line in response.iter_lines():
+            if line.startswith(b"data: {"):
+                now_s = time.perf_counter()
+                meta = json.loads(line[6:])["meta_info"]
+                seen.setdefault(meta["completion_tokens"], now_s)
+    think, answer = meta["slo"]["by_phase"]
+    assert (think["name"], answer["name"]) == ("think", "answer")
+    for phase, first in ((think, 1), (answer, think["tokens"] + 1)):
+        assert phase["tokens"] > 50
+        last = first + phase["tokens"] - 1
+        client_ms = (seen[last] - seen[first]) * 1e3 / (last - first)
+        assert phase["tpot_ms"] == pytest.approx(client_ms, rel=0.1)
