@@ -56,13 +56,16 @@ class LengthEstimator:
         return max(int(min(known, request.max_tokens) * self.scale), 1)
 
     def at_most(self, request: Request) -> int:
-        """Output tokens that it has at most in all, by those that had more than it has; its cap where too few had."""
+        """Output tokens that it has at most in all, by those that had more than it has; its cap where few are known."""
         done, cap = request.output_tokens, request.max_tokens
         seen = self._sorted.get(_kind(request), [])
-        longer = len(seen) - (skip := bisect_right(seen, done))
-        if longer < self.enough:
+        if len(seen) < self.enough:
             return cap
-        most = seen[skip + min(int(self.most * longer), longer - 1)]
+        longer = len(seen) - (skip := bisect_right(seen, done))
+        # Beyond what was ever seen: as much again.
+        most = (
+            seen[skip + min(int(self.most * longer), longer - 1)] if longer >= self.enough else max(2 * done, seen[-1])
+        )
         return min(done + max(int((most - done) * self.scale), 1), cap)
 
     def finished(self, request: Request) -> None:

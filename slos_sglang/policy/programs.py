@@ -83,7 +83,8 @@ class Programs:
         if not name:
             return
         assert request.slo is not None
-        program = _Program(stage=request.slo.stage or "", ended_s=now_s, lost=not (request.standard and request.kept))
+        promised = request.standard or request.favor > 0
+        program = _Program(stage=request.slo.stage or "", ended_s=now_s, lost=not (promised and request.kept))
         program.invested_tokens = request.invested_tokens + request.context_tokens
         after = self._after.get(program.stage, ())
         seen = [came for came in after if came is not None]

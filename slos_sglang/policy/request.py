@@ -30,6 +30,12 @@ INF = math.inf
 # Token-deadline rule: 5 % tolerance, checked every 10 tokens and at the end.
 TOLERANCE = 1.05
 CHECK_EVERY_TOKENS = 10
+# Of a call's slack in a budget, the prompt may use this share: a short one in a batch with others needs more of it than
+# the tokens that follow, which have what it leaves.
+PROMPT_SLACK = 0.25
+# No pace that is derived from a budget is faster than that of a few decoders together, in times of one alone: whoever
+# can't keep up with its pace would keep all prompts waiting.
+FASTEST_PACE = 1.4
 
 Tier = Literal["standard", "best_effort"]
 
@@ -44,6 +50,12 @@ def _rest_ms(slo: WireSLO, cost: CostModel, decode_ms: float) -> float:
         return 0.0
     prompt_ms = cost.prefill_ms(max(round(slo.rest_prompt_tokens or 0.0), 1)) - cost.const_ms
     return slo.rest_calls * cost.const_ms + prompt_ms + (slo.rest_output_tokens or 0.0) * decode_ms
+
+
+def _first_token_ms(prefill_ms: float, here_ms: float, slowdown: float) -> float:
+    """When the first token is due if prompt and tokens, `here_ms` on an idle server, may take `slowdown` times that."""
+    more = slowdown - 1.0
+    return prefill_ms + more * (max(prefill_ms, PROMPT_SLACK * here_ms) if more > 0 else prefill_ms)
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -252,8 +264,8 @@ class Request(Numbers):
 
         A TTFT slowdown is relative to the zero-load prefill of the uncached tokens. A budget leaves time for the calls
         and gaps that are said to follow; the rest is this call's, and where nothing tighter is asked for, prefill and
-        tokens (as many as there may be) are slowed down alike to fill it. So are prefill and thinking where the answer
-        is to begin by a time; if they are known to take longer, the first token is due before it can be there. What
+        tokens (as many as there may be) are slowed down to fill it. So are prefill and thinking where the answer is to
+        begin by a time; if they are known to take longer, the first token is due before it can be there. What
         must reach the client is planned `delivery_ms` early: so long is the way from the scheduler to there.
         `credit_share` of the expected output's time is what later tokens may be lent of an early first token's slack.
         """
@@ -282,7 +294,8 @@ class Request(Numbers):
             slowdown = (self.phase_due_s - self.arrival_s) * 1e3 / here_ms
             if self.think_tokens >= self._most_left():  # nobody knows how many there will be: it may be in time
                 slowdown = max(slowdown, 1.0)
-            self.first_due_s = min(self.first_due_s, self.arrival_s + slowdown * prefill_ms / 1e3 - delivery_s)
+            first_ms = _first_token_ms(prefill_ms, here_ms, slowdown)
+            self.first_due_s = min(self.first_due_s, self.arrival_s + first_ms / 1e3 - delivery_s)
         if self.ttft_s < INF:
             self.slack_until_s = self.arrival_s + self.ttft_s - delivery_s
         if self.tpot_s == INF:
@@ -299,7 +312,8 @@ class Request(Numbers):
         left_ms = (self.deadline_s - from_s) * 1e3
         slowdown = max((left_ms - self.gaps_ms) / (here_ms + self.rest_ms), 1.0)
         self.aim_s = min(from_s + slowdown * here_ms / 1e3, self.deadline_s) - self.delivery_s
-        self.first_due_s = min(self.arrival_s + self.ttft_s, from_s + slowdown * prefill_ms / 1e3) - self.delivery_s
+        first_ms = _first_token_ms(prefill_ms, here_ms, slowdown)
+        self.first_due_s = min(self.arrival_s + self.ttft_s, from_s + first_ms / 1e3) - self.delivery_s
 
     def share_again(self, now_s: float) -> None:
         """It was promised nothing so far: its budget's schedule starts anew, with what is left at `now_s`.
@@ -342,8 +356,8 @@ class Request(Numbers):
             if from_s == INF:  # no first token yet, and nothing says when it is due
                 from_s = self.arrival_s
             left, until = self._most_left(), self._until_awaited()
-            within_s = min((self.aim_s - from_s) / left, (self.phase_due_s - from_s) / until)
-            self.needed_s = max(within_s, self.least_s)
+            budget_s = max((self.aim_s - from_s) / left, FASTEST_PACE * self.least_s)
+            self.needed_s = max(min(budget_s, (self.phase_due_s - from_s) / until), self.least_s)
         else:
             self.needed_s = INF
         self._set_pace()

@@ -47,6 +47,14 @@ def test_beyond_what_was_ever_seen_it_may_go_on_for_as_long_again() -> None:
     assert lengths.expect(request(done=300)) == 200, "within the cap"
 
 
+def test_at_most_is_what_was_seen_too_and_the_cap_only_where_nothing_is_known() -> None:
+    lengths = seen(*range(10, 210, 10), most=0.9)
+    assert lengths.at_most(request()) == 190
+    assert lengths.at_most(request(done=150)) == 300, "beyond what was seen as much again"
+    assert lengths.at_most(request(done=80)) == 190
+    assert lengths.at_most(request(done=400)) == 500 and seen(10, 20).at_most(request()) == 500
+
+
 def test_what_is_long_ago_is_forgotten() -> None:
     lengths = seen(*([400] * 20), *([10] * 20), memory=20)
     assert lengths.expect(request()) == 10

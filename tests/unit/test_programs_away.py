@@ -91,3 +91,20 @@ def test_a_newcomer_waits_for_a_return_that_needs_the_room() -> None:
         ((_, verdict),) = scheduler.admit(10.05, [newcomer], [], [newcomer])
         assert verdict.admitted == admitted
         assert len(scheduler.programs.expected(10.05)) == (not admitted)
+
+
+def test_a_turn_that_was_in_time_though_declined_keeps_its_program_going() -> None:
+    programs = Programs()
+    turn = one_round(programs, 0, "a", 1.0)
+    turn.decline("no room")
+    turn.context_tokens = 500
+    programs.ended(turn, 2.0)
+    last = call(2, "a", at_s=2.1)
+    programs.arrived(last)
+    assert last.favor > 0
+    never = call(3, "b", at_s=2.0)
+    never.decline("no room")
+    programs.ended(never, 2.1)
+    back = call(4, "b", at_s=2.2)
+    programs.arrived(back)
+    assert back.favor == 0.0, "nothing was promised"

@@ -78,28 +78,39 @@ def test_a_lost_promise_does_not_catch_up() -> None:
     assert r.due_s == pytest.approx(13.1)
 
 
-def test_a_budget_slows_prefill_and_decode_alike() -> None:
-    r = request(WireSLO(budget_ms=2 * (16.9 + 9 * 7)), cap=9)
-    assert r.deadline_s == pytest.approx(10 + 2 * (16.9 + 63) / 1e3)
-    assert r.due_s == pytest.approx(10 + 2 * 16.9 / 1e3)
-    assert r.pace_s == pytest.approx(2 * 7 / 1e3)
+# Twice the time that 16.9 ms of prefill and nine tokens of 7 ms take; a quarter of the slack is the prompt's.
+TWICE_MS = 2 * (16.9 + 9 * 7)
+FIRST_MS = 16.9 + (16.9 + 9 * 7) / 4
+PACE_S = (TWICE_MS - FIRST_MS) / 9 / 1e3
+
+
+def test_a_budget_slows_prefill_and_decode() -> None:
+    r = request(WireSLO(budget_ms=TWICE_MS), cap=9)
+    assert r.deadline_s == pytest.approx(10 + TWICE_MS / 1e3)
+    assert r.due_s == pytest.approx(10 + FIRST_MS / 1e3)
+    assert r.pace_s == pytest.approx(PACE_S)
     assert r.ttft_s == r.tpot_s == INF, "a pace that was derived is no target"
 
 
 def test_a_budget_is_paced_by_the_output_there_may_be_not_by_the_cap() -> None:
-    r = Request(rid="r", seq=0, arrival_s=10.0, slo=WireSLO(budget_ms=2 * (16.9 + 9 * 7)), most_tokens=9)
+    r = Request(rid="r", seq=0, arrival_s=10.0, slo=WireSLO(budget_ms=TWICE_MS), most_tokens=9)
     r.uncached_tokens = 100
     r.set_targets(COST)
-    assert r.pace_s == pytest.approx(2 * 7 / 1e3)
+    assert r.pace_s == pytest.approx(PACE_S)
+
+
+def test_a_long_prompt_before_few_tokens_is_slowed_down_as_they_are() -> None:
+    r = request(WireSLO(budget_ms=2 * (16.9 + 2 * 7)), cap=2)
+    assert r.due_s == pytest.approx(10 + 2 * 16.9 / 1e3) and r.pace_s == pytest.approx(2 * 7 / 1e3)
 
 
 def test_an_early_first_token_leaves_its_time_to_the_others() -> None:
-    r = request(WireSLO(budget_ms=2 * (16.9 + 9 * 7)), cap=9)
+    r = request(WireSLO(budget_ms=TWICE_MS), cap=9)
     r.token(10.0 + 16.9 / 1e3)
-    assert r.pace_s == pytest.approx(2 * 7 / 1e3), "what was promised stands on it"
+    assert r.pace_s == pytest.approx(PACE_S), "what was promised stands on it"
     r.expect(9, 1 << 30)
     assert r.pace_s == pytest.approx((r.deadline_s - r.paced_s) / 8)
-    assert r.due_s == pytest.approx(r.paced_s + r.pace_s) and r.pace_s > 2 * 7 / 1e3
+    assert r.due_s == pytest.approx(r.paced_s + r.pace_s) and r.pace_s > PACE_S
 
 
 def test_the_pace_is_looked_at_anew_when_other_lengths_are_expected() -> None:
@@ -112,11 +123,15 @@ def test_the_pace_is_looked_at_anew_when_other_lengths_are_expected() -> None:
     r.expect(60, 1 << 30)
     assert r.pace_s == pytest.approx((11.0 - r.paced_s) / 50) and r.due_s == pytest.approx(r.paced_s + r.pace_s)
     r.expect(1 << 30, 1 << 30)
-    assert r.pace_s == pytest.approx((11.0 - r.paced_s) / 90), "no more than the cap"
+    assert r.pace_s == pytest.approx(max((11.0 - r.paced_s) / 90, 1.4 * 7 / 1e3)), "no more than the cap"
 
 
-def test_no_pace_is_faster_than_the_server() -> None:
-    assert request(WireSLO(budget_ms=1), cap=50).pace_s == pytest.approx(7 / 1e3)
+def test_no_pace_of_a_budget_is_faster_than_the_server_with_company() -> None:
+    assert request(WireSLO(budget_ms=1), cap=50).pace_s == pytest.approx(1.4 * 7 / 1e3)
+
+
+def test_no_pace_to_the_answer_is_faster_than_the_server() -> None:
+    assert request(WireSLO(answer_ttft_ms=1), cap=50).pace_s == pytest.approx(7 / 1e3)
 
 
 def test_a_tpot_tighter_than_the_budget_needs_stays() -> None:
@@ -201,7 +216,9 @@ def test_the_time_until_the_answer_is_for_the_prompt_too() -> None:
     r = Request(rid="r", seq=0, arrival_s=10.0, slo=WireSLO(answer_ttft_ms=3 * (16.9 + 63)), think_tokens=8)
     r.uncached_tokens = 100
     r.set_targets(COST)
-    assert r.due_s == pytest.approx(10.0 + 3 * 16.9 / 1e3) and r.pace_s == pytest.approx(3 * 7 / 1e3)
+    first_ms = 16.9 + 2 * (16.9 + 63) / 4
+    assert r.due_s == pytest.approx(10.0 + first_ms / 1e3)
+    assert r.pace_s == pytest.approx((3 * (16.9 + 63) - first_ms) / 9 / 1e3)
 
 
 @pytest.mark.parametrize("known", [True, False])
@@ -287,19 +304,19 @@ def test_many_at_once_are_lost_where_each_is(rows: list[tuple[int, bool, float, 
 
 
 def test_a_declined_call_shares_what_is_left_of_its_budget_anew() -> None:
-    r = Request(rid="r", seq=0, arrival_s=10.0, slo=WireSLO(budget_ms=2 * (16.9 + 9 * 7)), most_tokens=9)
+    r = Request(rid="r", seq=0, arrival_s=10.0, slo=WireSLO(budget_ms=TWICE_MS), most_tokens=9)
     r.uncached_tokens = 100
     r.set_targets(COST)
     r.decline("no room")
     r.share_again(10.0 + (16.9 + 9 * 7) / 1e3)
-    assert r.pace_s == pytest.approx(7 / 1e3)
+    assert r.pace_s == pytest.approx(1.4 * 7 / 1e3)
     assert r.due_s == pytest.approx(10.0 + (2 * 16.9 + 9 * 7) / 1e3)
     r.share_again(11.0)
-    assert r.pace_s == pytest.approx(7 / 1e3), "a budget that is spent has no schedule"
+    assert r.pace_s == pytest.approx(1.4 * 7 / 1e3), "a budget that is spent has no schedule"
 
 
 def test_a_declined_turn_of_a_promised_program_leaves_nothing_for_what_follows() -> None:
-    slo = WireSLO(budget_ms=2 * (16.9 + 9 * 7), rest_calls=1, rest_output_tokens=8, rest_gaps_ms=20)
+    slo = WireSLO(budget_ms=TWICE_MS, rest_calls=1, rest_output_tokens=8, rest_gaps_ms=20)
     r = Request(rid="r", seq=0, arrival_s=10.0, slo=slo, most_tokens=9)
     r.uncached_tokens, r.left_tokens = 100, 5
     r.set_targets(COST)
@@ -309,4 +326,4 @@ def test_a_declined_turn_of_a_promised_program_leaves_nothing_for_what_follows()
     r.favor = 0.5
     r.share_again(10.0)
     assert r.most_tokens == 5
-    assert r.pace_s == pytest.approx(2 * (16.9 + 9 * 7) / (16.9 + 5 * 7) * 7 / 1e3)
+    assert r.aim_s == pytest.approx(10.0 + TWICE_MS / 1e3) and r.pace_s == pytest.approx((r.aim_s - r.due_s) / 5)
