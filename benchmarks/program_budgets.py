@@ -47,7 +47,7 @@ TURNS = 4
 # Characters of an output: few, so that each grammar is compiled once.
 CHARS = (30, 50, 80, 130, 200)
 TOOL_MS = 150.0
-LEARNING_RUNS = 5
+LEARNING_RUNS = 10
 INFEASIBLE = 0.6
 FEASIBLE = 0.75
 EVERY_S = 0.9
