@@ -40,13 +40,8 @@ class LengthEstimator:
     def expect(self, request: Request) -> int:
         """Output tokens still to come, at least 1."""
         done, cap = request.output_tokens, request.max_tokens
-        seen = self._sorted.get(_kind(request), [])
-        longer = len(seen) - (skip := bisect_right(seen, done))
-        if longer < self.enough:
-            # Beyond what was ever seen: as much again, within the cap.
-            guess = max(2 * done, seen[-1] if len(seen) >= self.enough else _UNKNOWN_TOKENS)
-        else:
-            guess = seen[skip + min(int(self.quantile * longer), longer - 1)]
+        seen = self._seen(request, self.quantile)
+        guess = max(2 * done, _UNKNOWN_TOKENS) if seen is None else seen
         return max(int((min(guess, cap) - done) * self.scale), 1)
 
     def at_least(self, request: Request) -> int:
@@ -58,15 +53,20 @@ class LengthEstimator:
     def at_most(self, request: Request) -> int:
         """Output tokens that it has at most in all, by those that had more than it has; its cap where few are known."""
         done, cap = request.output_tokens, request.max_tokens
-        seen = self._sorted.get(_kind(request), [])
-        if len(seen) < self.enough:
+        most = self._seen(request, self.most)
+        if most is None:
             return cap
-        longer = len(seen) - (skip := bisect_right(seen, done))
-        # Beyond what was ever seen: as much again.
-        most = (
-            seen[skip + min(int(self.most * longer), longer - 1)] if longer >= self.enough else max(2 * done, seen[-1])
-        )
         return min(done + max(int((most - done) * self.scale), 1), cap)
+
+    def _seen(self, request: Request, share: float) -> int | None:
+        """What that share of the longer outputs had at most; beyond what was ever seen, as much again.
+        None where few of its kind are known.
+        """
+        done, seen = request.output_tokens, self._sorted.get(_kind(request), [])
+        if len(seen) < self.enough:
+            return None
+        longer = len(seen) - (skip := bisect_right(seen, done))
+        return seen[skip + min(int(share * longer), longer - 1)] if longer >= self.enough else max(2 * done, seen[-1])
 
     def finished(self, request: Request) -> None:
         """`request` ended by itself after its `output_tokens`."""
