@@ -5,8 +5,9 @@
 
 Arms: `slos` (this project's server), `stock-default`, `stock-mixed-N` (mixed chunks of N tokens), `stock-priority`
 (priority by tightness), `stock-priority-mixed-N`. All run on the same platform (mended attention, overlap off) and
-differ in scheduling alone. Without --arms the best mixed chunk is found first; without --rates the load is: the rate
-at which the best stock arm keeps the tight tier's targets for about 70 % of its calls, and 1.3 times that.
+differ in scheduling alone. Without --arms the best mixed chunk is found first; without --rates the rates are: around
+the one at which the best stock arm keeps the tight tier's targets for about 70 % of its calls, each the square root of
+1.3 times the one before, so that every rate but the highest two has its 1.3-fold beside it.
 
 Within a repeat all arms get the same calls, in segments of some seconds that take turns in an order that rotates; every
 repeat has its own seed. Medians over the repeats are reported with their range, by both rules, with all offered calls
@@ -47,6 +48,7 @@ SEARCH_RATES_REQ_S = (5.0, 16.0)
 SEARCH_STEPS = 5
 SEGMENTS = 4
 OVERLOAD = 1.3
+STEPS_AROUND = (-1, 0, 1, 2)  # in square roots of it, from the rate that was found
 WARM_UP_CALLS, WARM_UP_RATE_REQ_S = 60, 6.0
 ANSWER_TIMEOUT_S = 60.0
 Run = dict[str, Any]
@@ -233,7 +235,7 @@ def best_mixed_chunk(bench: Bench, model: Path, logs: Path) -> int:
 
 
 def find_rate(bench: Bench, servers: Fleet, stock: Sequence[Arm]) -> float:
-    """The rate at which the best stock arm keeps the tight tier for about `TIGHT_TARGET`, by bisection."""
+    """About the rate at which the best stock arm keeps the tight tier for `TIGHT_TARGET`, by bisection."""
     low, high = SEARCH_RATES_REQ_S
     for step in range(SEARCH_STEPS):
         rate = round((low + high) / 2, 1)
@@ -288,7 +290,7 @@ def main(
                 wanted = [float(rate) for rate in rates.split(",")]
             else:
                 rate = find_rate(bench, servers, stock)
-                wanted = [rate, round(rate * OVERLOAD, 1)]
+                wanted = [round(rate * OVERLOAD ** (step / 2), 1) for step in STEPS_AROUND]
             for repeat in range(repeats):
                 for rate in wanted:
                     bench.compare(servers, chosen, rate_req_s=rate, repeat=repeat, part="main")

@@ -1,6 +1,6 @@
 """One budget for a whole program, or one for each of its calls? Tool agents beside a load that never ends.
 
-    python benchmarks/program_budgets.py            # 100 programs of each kind, about 10 minutes on 2 cores
+    python benchmarks/program_budgets.py            # 100 programs of each kind, about 12 minutes on 2 cores
 
 Each agent asks, runs a tool, asks again, and answers; how long its outputs and its tool take is drawn, and nobody
 tells the server. Beside them so many people ask one long best-effort prompt after the other that the server is never
@@ -11,7 +11,8 @@ idle. Kinds of agents, which take turns:
     infeasible  a budget that the program can't have done with, even alone: is it told at its first call?
 
 The budget is `--factor` times the median time of a program alone; a program is asked for only if alone it takes at most
-`FEASIBLE` of that (each is measured alone before). "In time" is by the client's clock. The first programs teach the
+`FEASIBLE` of that. Because a shared machine is slow for some minutes and then fast again, programs come in blocks: each
+block's are measured alone, and then beside the load. "In time" is by the client's clock. The first programs teach the
 frontend what comes after each call, and are not counted.
 """
 
@@ -48,6 +49,8 @@ TURNS = 4
 CHARS = (30, 50, 80, 130, 200)
 TOOL_MS = 150.0
 LEARNING_RUNS = 10
+BLOCK = 30
+SETTLE_S = 3.0
 INFEASIBLE = 0.6
 FEASIBLE = 0.75
 EVERY_S = 0.9
@@ -137,6 +140,7 @@ def background(url: str, count: int) -> Iterator[None]:
     finally:
         process.terminate()
         process.join()
+        time.sleep(SETTLE_S)
 
 
 def run_all(backend: Any, programs: Sequence[int], budgets_ms: Mapping[str, float]) -> list[dict[str, Any]]:
@@ -183,18 +187,25 @@ def main(
             backend = sgl.RuntimeEndpoint(running.url)
             for number in range(LEARNING_RUNS):  # compiles the grammars, and shows the server the lengths of stages
                 run_one(backend, "alone", -1 - number, 1e6)
-            took_ms = {n: run_one(backend, "alone", n, None)["took_ms"] for n in range(3 * programs // 2)}
-            alone_ms = median(took_ms.values())
-            budgets_ms = dict.fromkeys(KINDS, factor * alone_ms) | {"infeasible": INFEASIBLE * alone_ms}
-            feasible = [n for n in took_ms if took_ms[n] <= FEASIBLE * factor * alone_ms][:programs]
-            with background(running.url, count):
-                time.sleep(3)
-                done = run_all(backend, feasible, budgets_ms)
-    report = {"alone_ms": alone_ms, "budgets_ms": budgets_ms, "people": count, "factor": factor}
+            blocks, done = [], []
+            while (left := programs - len(done) // len(KINDS)) > 0:
+                numbers = range(len(blocks) * BLOCK, (len(blocks) + 1) * BLOCK)
+                took_ms = {n: run_one(backend, "alone", n, None)["took_ms"] for n in numbers}
+                alone_ms = median(took_ms.values())
+                budgets_ms = dict.fromkeys(KINDS, factor * alone_ms) | {"infeasible": INFEASIBLE * alone_ms}
+                feasible = [n for n in numbers if took_ms[n] <= FEASIBLE * budgets_ms["whole"]][:left]
+                with background(running.url, count):
+                    time.sleep(SETTLE_S)
+                    done += run_all(backend, feasible, budgets_ms)
+                blocks.append({"alone_ms": alone_ms, "feasible": len(feasible)})
+                print(blocks[-1], outcome(done, "whole"), file=sys.stderr, flush=True)
+    report = {"alone_ms": median(block["alone_ms"] for block in blocks), "people": count, "factor": factor}
+    report |= {"shorter": INFEASIBLE}
     report |= {kind: outcome(done, kind) for kind in KINDS}
     print(json.dumps(report, indent=2))
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({"command": sys.argv, **report, "runs": done}, indent=1) + "\n", encoding="utf-8")
+    report |= {"command": sys.argv, "blocks": blocks, "runs": done}
+    out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

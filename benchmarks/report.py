@@ -135,7 +135,7 @@ def overload_section(data: dict[str, Any]) -> str:
 def budgets_section(data: dict[str, Any]) -> str:
     """One budget for a program, or one for each of its calls."""
     names = {"whole": "one, for the program", "shares": "each call its share", "infeasible": "one, too short"}
-    shorter = data["budgets_ms"]["infeasible"] / data["alone_ms"]
+    shorter = data["shorter"]
     lines = [
         f"Tool agents of {data['alone_ms']:.0f} ms (median, alone) beside {data['people']} people who ask best-effort "
         f"prompts without end; the budget is {data['factor']:g} times that, the short one {shorter:.1f} times.",

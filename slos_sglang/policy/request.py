@@ -33,8 +33,8 @@ CHECK_EVERY_TOKENS = 10
 # Of a call's slack in a budget, the prompt may use this share: a short one in a batch with others needs more of it than
 # the tokens that follow, which have what it leaves.
 PROMPT_SLACK = 0.25
-# No pace that is derived from a budget is faster than that of a few decoders together, in times of one alone: whoever
-# can't keep up with its pace would keep all prompts waiting.
+# No pace that is derived from a budget is faster than that of a few decoders together, in times of one alone, and no
+# prompt's is faster: whoever can't keep up would keep all prompts waiting, or be declined for a few ms.
 FASTEST_PACE = 1.4
 
 Tier = Literal["standard", "best_effort"]
@@ -312,19 +312,19 @@ class Request(Numbers):
         left_ms = (self.deadline_s - from_s) * 1e3
         slowdown = max((left_ms - self.gaps_ms) / (here_ms + self.rest_ms), 1.0)
         self.aim_s = min(from_s + slowdown * here_ms / 1e3, self.deadline_s) - self.delivery_s
-        first_ms = _first_token_ms(prefill_ms, here_ms, slowdown)
+        first_ms = _first_token_ms(prefill_ms, here_ms, max(slowdown, FASTEST_PACE))
         self.first_due_s = min(self.arrival_s + self.ttft_s, from_s + first_ms / 1e3) - self.delivery_s
 
     def share_again(self, now_s: float) -> None:
-        """It was promised nothing so far: its budget's schedule starts anew, with what is left at `now_s`.
+        """It is asked for and promised nothing so far: its budget's schedule starts at `now_s`, with what is left then.
 
-        A turn of a program that was promised leaves nothing for what is said to follow, and its output will be as long
-        as is expected rather than as it may be: these are estimates, and to be served with what others leave over would
-        lose the program for certain.
+        A turn of a program that was promised, which has no time left for what is said to follow, leaves nothing for it,
+        and its output will be as long as is expected rather than as it may be: these are estimates, and to be served
+        with what others leave over would lose the program for certain.
         """
         if self.deadline_s == INF or self.phase_due_s < INF or now_s >= self.deadline_s:
             return
-        if self.favor:
+        if self.favor and now_s + self.program_ms / 1e3 > self.deadline_s:
             self.rest_ms = self.gaps_ms = 0.0
             self.most_tokens = min(self.most_tokens, self.output_tokens + self.left_tokens)
         if self.output_tokens and self.tpot_s == INF:

@@ -65,7 +65,7 @@ class Scheduler:
             if not request.judged:
                 self.programs.arrived(request)
                 self.holds.arrived(request)
-            elif not request.standard:
+            if not request.standard:
                 request.share_again(now_s)
         if self._turn_owed:
             owed = Verdict(admitted=False, reason="best effort has waited too long", retry_after_s=1.0)

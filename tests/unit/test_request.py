@@ -310,20 +310,24 @@ def test_a_declined_call_shares_what_is_left_of_its_budget_anew() -> None:
     r.decline("no room")
     r.share_again(10.0 + (16.9 + 9 * 7) / 1e3)
     assert r.pace_s == pytest.approx(1.4 * 7 / 1e3)
-    assert r.due_s == pytest.approx(10.0 + (2 * 16.9 + 9 * 7) / 1e3)
+    first_ms = 16.9 + 0.4 * (16.9 + 9 * 7) / 4
+    assert r.due_s == pytest.approx(10.0 + (16.9 + 9 * 7 + first_ms) / 1e3), "no more time, but a prompt has some"
     r.share_again(11.0)
     assert r.pace_s == pytest.approx(1.4 * 7 / 1e3), "a budget that is spent has no schedule"
 
 
-def test_a_declined_turn_of_a_promised_program_leaves_nothing_for_what_follows() -> None:
+def test_a_declined_turn_of_a_promised_program_that_is_short_of_time_leaves_nothing_for_what_follows() -> None:
     slo = WireSLO(budget_ms=TWICE_MS, rest_calls=1, rest_output_tokens=8, rest_gaps_ms=20)
-    r = Request(rid="r", seq=0, arrival_s=10.0, slo=slo, most_tokens=9)
+    r = Request(rid="r", seq=0, arrival_s=10.0, slo=slo, most_tokens=9, sure_tokens=5)
     r.uncached_tokens, r.left_tokens = 100, 5
     r.set_targets(COST)
     r.decline("no room")
-    r.share_again(10.0)
-    assert r.most_tokens == 9 and r.pace_s < 1.5 * 7 / 1e3, "a first call's program must be possible as a whole"
+    late_s = 10.0 + (TWICE_MS - r.program_ms + 1) / 1e3
+    r.share_again(late_s)
+    assert r.most_tokens == 9 and r.rest_ms and r.gaps_ms, "a first call's program must be possible as a whole"
     r.favor = 0.5
     r.share_again(10.0)
-    assert r.most_tokens == 5
+    assert r.most_tokens == 9 and r.rest_ms and r.gaps_ms, "there is time for what follows"
+    r.share_again(late_s)
+    assert r.most_tokens == 5 and not r.rest_ms and not r.gaps_ms
     assert r.aim_s == pytest.approx(10.0 + TWICE_MS / 1e3) and r.pace_s == pytest.approx((r.aim_s - r.due_s) / 5)
