@@ -9,9 +9,10 @@ differ in scheduling alone. Without --arms the best mixed chunk is found first; 
 the one at which the best stock arm keeps the tight tier's targets for about 70 % of its calls, each the square root of
 1.3 times the one before, so that every rate but the highest two has its 1.3-fold beside it.
 
-Within a repeat all arms get the same calls, in segments of some seconds that take turns in an order that rotates; every
-repeat has its own seed. Medians over the repeats are reported with their range, by both rules, with all offered calls
-in the denominator, and beside them what else the machine did. The JSON holds every run.
+Within a repeat all arms get the same calls, in segments of some seconds that take turns in an order that rotates, each
+begun at a calm moment of the machine (`pace.py`); every repeat has its own seed. Medians over the repeats are reported
+with their range, by both rules, with all offered calls in the denominator, and beside them what else the machine did.
+The JSON holds every run.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from fleet import Arm, Fleet, HostUse, fleet, going_first, host_use
+from pace import Pace
 from report import compact_table, score
 from workload import TIERS, TIGHT, ZeroLoad, mixed_calls, with_priority
 
@@ -86,11 +88,12 @@ class Bench:
     preferred: bool
     out: Path
     zero_load: ZeroLoad | None = None
+    pace: Pace = field(default_factory=Pace)
     runs: list[Run] = field(default_factory=list)
 
     def compare(self, servers: Fleet, arms: Sequence[Arm], *, rate_req_s: float, repeat: int, part: str) -> list[Run]:
         """A run of each arm, all with the same calls, in `SEGMENTS` that take turns: the machine's mood changes within
-        minutes. The first arm rotates with repeat and segment.
+        minutes. The first arm rotates with repeat and segment; each begins at a calm moment.
         """
         assert self.zero_load is not None
         calls = mixed_calls(
@@ -101,20 +104,27 @@ class Bench:
             vocabulary=self.vocabulary,
             hide_lengths=self.hide_lengths,
         )
-        seen: dict[str, list[tuple[LoadReport, HostUse]]] = {arm.name: [] for arm in arms}
+        seen: dict[str, list[tuple[LoadReport, HostUse, dict[str, float]]]] = {arm.name: [] for arm in arms}
         for number, segment in enumerate(_segments(calls, SEGMENTS)):
             turn = (repeat + number) % len(arms)
             for arm in (*arms[turn:], *arms[:turn]):
+                calm = self.pace.wait()
                 with servers.awake(arm.name) as server, host_use(server) as host:
                     report = _drive(server.url, arm, segment)
-                seen[arm.name].append((report, host[0]))
+                seen[arm.name].append((report, host[0], calm))
         return [self._run(arm, seen[arm.name], rate_req_s=rate_req_s, repeat=repeat, part=part) for arm in arms]
 
     def _run(
-        self, arm: Arm, seen: Sequence[tuple[LoadReport, HostUse]], *, rate_req_s: float, repeat: int, part: str
+        self,
+        arm: Arm,
+        seen: Sequence[tuple[LoadReport, HostUse, dict[str, float]]],
+        *,
+        rate_req_s: float,
+        repeat: int,
+        part: str,
     ) -> Run:
         """What was seen of one arm in all segments, kept and saved."""
-        reports = [report for report, _ in seen]
+        reports = [report for report, _, _ in seen]
         records = [record for report in reports for record in report.records]
         result = summarize(
             [ProgramRecord(id=str(n), stages=(r,)) for n, r in enumerate(records)],
@@ -131,7 +141,8 @@ class Bench:
             "rate_req_s": rate_req_s,
             "repeat": repeat,
             "tiers": {tier.name: _tier(tier.name, records) for tier in TIERS},
-            "host": {key: fmean(asdict(host)[key] for _, host in seen) for key in asdict(seen[0][1])},
+            "host": {key: fmean(asdict(host)[key] for _, host, _ in seen) for key in asdict(seen[0][1])},
+            "before": {key: max(calm[key] for _, _, calm in seen) for key in seen[0][2]},
             "client": {
                 "late_ms": max(report.late_ms for report in reports),
                 "cores": fmean(report.client_cpu for report in reports),

@@ -56,6 +56,7 @@ def _line(rate: float, arm: str, runs: Sequence[Run]) -> str:
 def mixed_load_section(data: dict[str, Any]) -> str:
     """The mixed load: a table a rate, each cell token rule / mean rule with the range of the token rule."""
     zero, machine = data["zero_load"], data["machine"]
+    runs = [run for run in data["runs"] if run["part"] == "main"]
     lines = [
         f"{data['programs']} programs a run on {machine['cores']} cores ({machine['cpu']}). Zero-load TTFT is "
         f"{zero['ttft_const_ms']:.1f} ms + {zero['ttft_token_ms']:.3f} ms a prompt token, "
@@ -69,9 +70,9 @@ def mixed_load_section(data: dict[str, Any]) -> str:
     lines += [
         "",
         "Each cell: median attainment by the token rule / by the mean-TPOT rule (range of the token rule over the "
-        "repeats). All offered programs are in the denominator. *Others*: cores used by something else on the machine.",
+        "repeats). All offered programs are in the denominator. *Others*: cores used by something else on the machine. "
+        f"{_calm(runs)}",
     ]
-    runs = [run for run in data["runs"] if run["part"] == "main"]
     for rate in sorted({run["rate_req_s"] for run in runs}):
         names = [tier["name"] for tier in data["tiers"]]
         lines += [
@@ -88,6 +89,16 @@ def mixed_load_section(data: dict[str, Any]) -> str:
             cells += [f"{best_effort:.2f}", f"{median(_values(same, 'host', 'other')):.2f}"]
             lines.append(f"| {arm} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _calm(runs: Sequence[Run]) -> str:
+    """How calm the machine was when they began; nobody knows what it was during them."""
+    slowness = max(run["before"]["slowness"] for run in runs)
+    waited_s = max(run["before"]["waited_s"] for run in runs)
+    return (
+        f"Segments began when a fixed piece of work took what it takes at best, at the most {slowness:.2f} times that; "
+        f"up to {waited_s:.0f} s were waited for such a moment."
+    )
 
 
 def throughput_section(data: dict[str, Any]) -> str:
