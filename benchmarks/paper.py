@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -259,7 +258,8 @@ class Bench:
                 "lengths estimated": self.experiment(name, "slos", lengths="estimated"),
                 "lengths halved": self.experiment(name, "slos", lengths=0.5),
                 "lengths doubled": self.experiment(name, "slos", lengths=2.0),
-                **{f"steps vary by {n:.0%}": self.experiment(name, "slos", noise=n) for n in NOISE},
+                **{f"steps vary by {n:.0%}": self.experiment(name, "slos_learns_cost", noise=n) for n in NOISE},
+                **{f"steps vary by {n:.0%}, no margin": self.experiment(name, "slos", noise=n) for n in NOISE},
             }
             jobs += [Job(section="ablations", label=label, experiment=e) for label, e in found.items()]
         return self.run("ablations", search, jobs)
@@ -301,7 +301,6 @@ def main() -> None:
         parser.error(f"unknown section {unknown[0]!r}; known: capacity, {', '.join(LATER)}")
     wanted = given.only or (["overload", "burst"] if given.quick else list(LATER))
     sections = [section for section in LATER if section in wanted]
-    start_s = time.monotonic()
     with Progress(console=Console(stderr=True)) as progress, ProcessPoolExecutor(max_workers=given.jobs) as pool:
         seeds = tuple(range(1 if given.quick else given.seeds))
         bench = Bench(quick=given.quick, seeds=seeds, progress=progress, pool=pool)
@@ -310,8 +309,8 @@ def main() -> None:
             records += LATER[section](bench, records)
     if given.only:
         records += _kept(given.quick, {record["section"] for record in records})
-    result = {"quick": given.quick, "seeds": len(seeds), "minutes": (time.monotonic() - start_s) / 60}
-    result |= {"command": "python benchmarks/paper.py" + " --quick" * given.quick, "records": records}
+    command = "python benchmarks/paper.py" + " --quick" * given.quick
+    result = {"quick": given.quick, "seeds": len(seeds), "command": command, "records": records}
     RESULT.parent.mkdir(parents=True, exist_ok=True)
     RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     draw(result, FIGURES)

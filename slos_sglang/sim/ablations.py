@@ -1,11 +1,12 @@
-"""The scheduler with one of its ideas taken away, to see what that idea is worth."""
+"""The scheduler with one of its ideas taken away, to see what that idea is worth; and as it is on a server."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from slos_sglang.policy.admission import ADMITTED, Verdict
+from slos_sglang.policy.batch_time import OnlineCostModel
 from slos_sglang.policy.batches import UNBOUNDED, Batch, Memory
 from slos_sglang.policy.request import Request
 from slos_sglang.policy.scheduler import Scheduler
@@ -51,7 +52,20 @@ class FixedBatch(Scheduler):
         return batch
 
 
+@dataclass(kw_only=True)
+class LearnsCost(Scheduler):
+    """As on a server: the cost is where it starts from, each step corrects it, and a margin follows how steps vary."""
+
+    def __post_init__(self) -> None:
+        if len(self.cost.pieces) != 1:
+            raise ValueError(f"the cost model must have one piece to be learned, not {len(self.cost.pieces)}")
+        (piece,) = self.cost.pieces
+        least = {name: max(getattr(piece, name), 1e-6) for name in ("requests_ms", "context_ms")}
+        self.cost = OnlineCostModel(prior=replace(piece, **least))
+
+
 ABLATIONS: dict[str, Callable[..., Policy]] = {
     "slos_admits_all": AdmitAll,
     "slos_fixed_batch": FixedBatch,
+    "slos_learns_cost": LearnsCost,
 }

@@ -173,3 +173,14 @@ def test_ablations_take_one_idea_away():
     fixed = given(*programs, policy="slos_fixed_batch", options={"budget_tokens": 40}, lengths="oracle")
     steps = fixed.simulate(None, trace=True).steps
     assert max(sum(tokens for _, tokens in s.prefill) + len(s.decode) for s in steps) == 40
+
+
+def test_a_learned_cost_keeps_its_promises_where_steps_vary():
+    programs = tuple(one_stage(f"p{n:03}", n / 8, 40, ttft_slowdown=2, tpot_ms=16) for n in range(400))
+    told, learned = (
+        given(*programs, policy=policy, lengths="oracle", noise=0.3).result(8.0, 0)
+        for policy in ("slos", "slos_learns_cost")
+    )
+    assert told.attainment_admitted < 0.9 and learned.attainment_admitted > 0.97
+    with pytest.raises(ValueError, match="one piece"):
+        replace(TOOLS, policy="slos_learns_cost", model=COST_MODELS["opt-6.7b-a100"])
