@@ -189,7 +189,7 @@ class Bench:
         for name in self.programs:
             found = self.policies(name, (256, 512, 1024, 2048))
             found += [(policy, self.experiment(name, policy)) for policy in ("sglang", "qoserve", "edf", "slos")]
-            jobs += [Job(section="mean", label=label, experiment=e, rule="mean") for label, e in found]
+            jobs += [Job(section="mean", label=a, experiment=e, rule="mean", seeds=self.seeds) for a, e in found]
         return self.run("mean-TPOT rule", search, jobs)
 
     def models(self) -> list[Record]:
@@ -293,7 +293,7 @@ def best(records: Sequence[Record], name: str, label: str) -> Record:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few programs and policies, under 5 minutes")
-    parser.add_argument("--seeds", type=int, default=2, help="seeds of the capacity section")
+    parser.add_argument("--seeds", type=int, default=2, help="seeds of the sections capacity and mean")
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     parser.add_argument("--only", nargs="*", default=[], metavar="SECTION", help="these sections and capacity")
     given = parser.parse_args()

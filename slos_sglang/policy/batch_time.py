@@ -10,6 +10,7 @@ with `tokens` the new tokens of the batch (one a decoding request, the chunk of 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -68,17 +69,11 @@ class CostModel:
 
     def chunk_tokens(self, size: BatchSize, *, prefix_tokens: int, within_ms: float) -> int:
         """The most new tokens that one more row, after `prefix_tokens` of KV, may add to a batch of `within_ms`."""
-        room = min(
-            (
-                within_ms
-                - p.const_ms
-                - p.tokens_ms * size.tokens
-                - p.requests_ms * (size.requests + 1)
-                - p.context_ms * (size.context_tokens + prefix_tokens)
-            )
-            / max(p.tokens_ms + p.context_ms, 1e-9)
-            for p in self.pieces
-        )
+        tokens, requests, context = size.tokens, size.requests + 1, size.context_tokens + prefix_tokens
+        room = math.inf
+        for p in self.pieces:
+            left_ms = within_ms - p.const_ms - p.tokens_ms * tokens - p.requests_ms * requests - p.context_ms * context
+            room = min(room, left_ms / max(p.tokens_ms + p.context_ms, 1e-9))
         return max(0, int(room + 1e-9))
 
     def prefill_ms(self, tokens: int, *, prefix_tokens: int = 0) -> float:

@@ -405,33 +405,43 @@ class Request(Numbers):
 
     def token(self, now_s: float) -> None:
         """An output token was produced by `now_s`: check what was due, and set when the next one is."""
-        self.output_tokens += 1
-        self.left_tokens = max(self.left_tokens - 1, 1)
+        # The hot spot of a simulation: each number is read and written once.
+        tokens, pace_s = self.output_tokens + 1, self.pace_s
+        self.output_tokens = tokens
+        left_tokens = self.left_tokens
+        self.left_tokens = left_tokens - 1 if left_tokens > 1 else 1
         self.think_tokens -= 1
         self.served_s = now_s
-        if self.output_tokens == 1:
+        if tokens == 1:
             self.first_token_s = now_s
             early_s = max(self.slack_until_s - now_s, 0.0)
             lent_s = min(early_s, self.credit_s)
-            self.paced_s = now_s + lent_s
+            paced_s = now_s + lent_s
             self.repay_tokens = max(self.sure_tokens - 1, 1)
             self.repay_s = lent_s / self.repay_tokens
             self._set_pace()
             self.reserve_s += early_s - lent_s
             self.ruled_s = now_s if self.ttft_s == INF else max(now_s, self.arrival_s + self.ttft_s)
             self.kept &= now_s <= self.arrival_s + self.ttft_s * TOLERANCE
+            pace_s = self.pace_s
         else:
             # Without a pace, and once the promise is lost, there is nothing to catch up with.
-            self.paced_s = now_s if self.pace_s == INF or not self.kept else self.paced_s + self.pace_s
-            self.ruled_s = max(self.ruled_s, now_s) if self.tpot_s == INF else self.ruled_s + self.tpot_s
-            self.repay_tokens -= 1
-            if self.repay_tokens == 0 and not self.thinking:
-                self.pace_s, self.repay_s = self.full_pace_s, 0.0
-            if self.output_tokens % CHECK_EVERY_TOKENS == 0:
+            paced_s = now_s if pace_s == INF or not self.kept else self.paced_s + pace_s
+            tpot_s = self.tpot_s
+            self.ruled_s = max(self.ruled_s, now_s) if tpot_s == INF else self.ruled_s + tpot_s
+            repay_tokens = self.repay_tokens - 1
+            self.repay_tokens = repay_tokens
+            if repay_tokens == 0 and not self.thinking:
+                pace_s = self.pace_s = self.full_pace_s
+                self.repay_s = 0.0
+            if tokens % CHECK_EVERY_TOKENS == 0:
                 self._check(now_s)
+        self.paced_s = paced_s
         if self.seen and self.seen[-1].first_s == INF:
             self._first_of_phase(now_s)
-        self.due_s = min(self.paced_s + self.pace_s, self.deadline_s)
+            pace_s = self.pace_s
+        due_s, deadline_s = paced_s + pace_s, self.deadline_s
+        self.due_s = due_s if due_s < deadline_s else deadline_s
 
     def _first_of_phase(self, now_s: float) -> None:
         awaited = self.seen[-1].awaited

@@ -92,13 +92,14 @@ def decode_all(
     keep     by default in order of arrival (vLLM)
     """
     block = room.block_tokens
-    need = sum(r.context_tokens % block == 0 for r in decoding)
+    contexts = [r.context_tokens for r in decoding]
+    need = [context % block for context in contexts].count(0)
     if need <= room.blocks:
         room.blocks -= need
         batch.decode.extend(decoding)
         batch.size.tokens += len(decoding)
         batch.size.requests += len(decoding)
-        batch.size.context_tokens += sum(r.context_tokens for r in decoding) + len(decoding)
+        batch.size.context_tokens += sum(contexts) + len(decoding)
         return
     holders = sorted((*decoding, *started), key=keep)
     while holders:
