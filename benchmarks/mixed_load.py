@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import random
 import signal
@@ -46,8 +47,8 @@ from slos_sglang.tiny_model import make_tiny_model
 CHUNK_TOKENS = (128, 256, 512, 1024, 2048)
 TIGHT_TARGET = 0.70
 SWEEP_RATE_REQ_S = 11.0
-SEARCH_RATES_REQ_S = (5.0, 16.0)
-SEARCH_STEPS = 5
+SEARCH_RATES_REQ_S = (5.0, 40.0)  # of slow machines and fast ones
+SEARCH_STEPS = 6
 SEGMENTS = 4
 OVERLOAD = 1.3
 STEPS_AROUND = (-1, 0, 1, 2)  # in square roots of it, from the rate that was found
@@ -246,14 +247,14 @@ def best_mixed_chunk(bench: Bench, model: Path, logs: Path) -> int:
 
 
 def find_rate(bench: Bench, servers: Fleet, stock: Sequence[Arm]) -> float:
-    """About the rate at which the best stock arm keeps the tight tier for `TIGHT_TARGET`, by bisection."""
+    """About the rate at which the best stock arm keeps the tight tier for `TIGHT_TARGET`, by bisection of ratios."""
     low, high = SEARCH_RATES_REQ_S
     for step in range(SEARCH_STEPS):
-        rate = round((low + high) / 2, 1)
+        rate = round(math.sqrt(low * high), 1)
         runs = bench.compare(servers, stock, rate_req_s=rate, repeat=100 + step, part="search")
         best = max(run["tiers"][TIGHT]["token"] for run in runs)
         low, high = (rate, high) if best > TIGHT_TARGET else (low, rate)
-    return round((low + high) / 2, 1)
+    return round(math.sqrt(low * high), 1)
 
 
 def main(

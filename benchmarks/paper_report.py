@@ -39,7 +39,7 @@ def _capacity(found: Sequence[Record], records: Sequence[Record]) -> str:
         tuned = _best(found, name, "sarathi")
         budget = tuned["config"]["options"]["budget_tokens"]
         plain = _top(found, name, "sarathi", budget=PLAIN_BUDGET)
-        bound = min(tuned["kv_req_s"], tuned["tier_req_s"]) / tuned["gpus"]
+        bound = _bound(tuned)
         ours = _top(found, name, "slos")
         cells += [_number(plain), f"{_number(_per_gpu(tuned))} ({budget})", f"{bound:.2f}"]
         cells.append("–" if ours is None else f"{ours / bound:.0%}")
@@ -76,6 +76,9 @@ def _ratios(found: Sequence[Record]) -> str:
     estimated = [_over(_top(found, n, "slos, estimated"), _top(found, n, "slos")) for n in _scenarios(found)]
     if any(estimated):
         rows.append(["(estimated over known lengths)", *map(_times, estimated), f"**{_times(_geometric(estimated))}**"])
+    bounds = [_bound(next(r for r in found if r["scenario"] == name)) for name in _scenarios(found)]
+    most = [_over(bound, _rival(found, name)) for bound, name in zip(bounds, _scenarios(found), strict=True)]
+    rows.append(["(the bound over that better one)", *map(_times, most), f"**{_times(_geometric(most))}**"])
     return "slos over\n\n" + _table(["", *_scenarios(found), "geometric mean"], rows)
 
 
@@ -209,6 +212,11 @@ def _best(found: Sequence[Record], name: str, label: str, budget: str | None = N
 def _top(found: Sequence[Record], name: str, label: str, budget: str | None = None) -> float | None:
     record = _best(found, name, label, budget)
     return None if record is None else _per_gpu(record)
+
+
+def _bound(record: Record) -> float:
+    """What no scheduler passes on the scenario of `record`, per GPU."""
+    return float(min(record["kv_req_s"], record["tier_req_s"]) / record["gpus"])
 
 
 def _per_gpu(record: Record) -> float:
