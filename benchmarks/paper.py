@@ -88,6 +88,7 @@ def search(job: Job) -> Record:
         capacity=found.model_dump(),
         kv_req_s=bound.kv_req_s,
         tier_req_s=bound.tier_req_s,
+        loss_req_s=bound.loss_req_s,
         at_capacity=at_capacity,
     )
 

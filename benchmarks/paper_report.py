@@ -41,10 +41,11 @@ def _capacity(found: Sequence[Record], records: Sequence[Record]) -> str:
         plain = _top(found, name, "sarathi", budget=PLAIN_BUDGET)
         bound = _bound(tuned)
         ours = _top(found, name, "slos")
-        cells += [_number(plain), f"{_number(_per_gpu(tuned))} ({budget})", f"{bound:.2f}"]
+        fits = tuned["loss_req_s"] / tuned["gpus"] if tuned["kv_req_s"] < tuned["tier_req_s"] else None
+        cells += [_number(plain), f"{_number(_per_gpu(tuned))} ({budget})", _number(fits), f"{bound:.2f}"]
         cells.append("–" if ours is None else f"{ours / bound:.0%}")
         rows.append([name, *cells])
-    head = ["scenario", *shown, "sarathi 512", "sarathi tuned (budget)", "bound", "slos of bound"]
+    head = ["scenario", *shown, "sarathi 512", "sarathi tuned (budget)", "whoever fits", "bound", "slos of bound"]
     first = next(record for record in found if record["label"] == "slos")["capacity"]
     spread = ""
     if first["low_req_s"] is not None:
@@ -53,7 +54,11 @@ def _capacity(found: Sequence[Record], records: Sequence[Record]) -> str:
             for one in (record["capacity"] for record in found if record["label"] == "slos")
         )
         spread = f" Mean of {len(first['by_seed_req_s'])} seeds; 95 % of slos within {width:.0%} or less."
-    note = "\n*Bound*: the smaller of what KV memory and what the tightest TPOT leave (`measure/bound.py`)." + spread
+    note = (
+        "\n*Bound*: the smaller of what KV memory and what the tightest TPOT leave (`measure/bound.py`). "
+        "*Whoever fits*: where that is the memory, what a server reaches that takes whoever finds room, at random "
+        "arrivals." + spread
+    )
     return _table(head, rows) + note + "\n\n" + _figure("capacity") + "\n" + _ratios(found)
 
 

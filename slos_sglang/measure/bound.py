@@ -8,7 +8,11 @@ every step costs its constant. At a target below 1 the programs given up may be 
     tier     as `fluid`, with one step each tightest TPOT: what holding that pace without break leaves of the server
 
 `fluid` and `kv` are bounds for a load without end (a short run may exceed them by what it serves after the last
-arrival); `tier` can be beaten where nobody of the tightest tier decodes for a while.
+arrival); `tier` can be beaten where nobody of the tightest tier decodes for a while. Beside them stands what is no
+bound, but shows how much of the distance to one is chance:
+
+    loss    as `kv`, with arrivals at random and whoever finds room taken, long or short: a share of them finds none
+            though the memory is seldom full (Erlang's loss formula, with as many places as requests of mean size fit)
 """
 
 from __future__ import annotations
@@ -24,11 +28,14 @@ from slos_sglang.workloads.program import Program, Stage
 
 @dataclass(frozen=True, kw_only=True)
 class Bound:
-    """Upper bounds on the programs a second that one server can be offered while it attains the target share."""
+    """Upper bounds on the programs a second that one server can be offered while it attains the target share, and
+    `loss_req_s`: what it can be offered if it takes whoever finds room in KV memory.
+    """
 
     fluid_req_s: float
     kv_req_s: float
     tier_req_s: float
+    loss_req_s: float
 
 
 def capacity_bound(programs: Sequence[Program], model: NamedCostModel, *, target: float = 0.9) -> Bound:
@@ -39,15 +46,28 @@ def capacity_bound(programs: Sequence[Program], model: NamedCostModel, *, target
         raise ValueError("programs must hold at least one program, not 0")
     rows = [[_totals(stage) for stage in program.stages] for program in programs]
     tight_ms = min((pace for program in programs for stage in program.stages for pace in _paces(stage)), default=None)
-    fluid, kv, tier = math.inf, math.inf, math.inf
+    fluid, kv, tier, loss = math.inf, math.inf, math.inf, math.inf
+    places = _places(rows, model.kv_tokens)
     for piece in model.pieces:
         work_ms = [sum(_work_ms(stage, piece) for stage in stages) for stages in rows]
         held_ms = [piece.const_ms * sum(stage.held_tokens for stage in stages) / model.kv_tokens for stages in rows]
         share = 1.0 if tight_ms is None else max(1.0 - piece.const_ms / tight_ms, 0.0)
         fluid = min(fluid, _rate_req_s(work_ms, target))
-        kv = min(kv, _rate_req_s([w + h for w, h in zip(work_ms, held_ms, strict=True)], target))
+        cost_ms = [w + h for w, h in zip(work_ms, held_ms, strict=True)]
+        kv = min(kv, _rate_req_s(cost_ms, target))
+        loss = min(loss, _rate_req_s(cost_ms, 1.0) * _load(places, 1.0 - target) / places)
         tier = min(tier, share * _rate_req_s(work_ms, target))
-    return Bound(fluid_req_s=fluid, kv_req_s=kv, tier_req_s=tier)
+    return Bound(fluid_req_s=fluid, kv_req_s=kv, tier_req_s=tier, loss_req_s=loss)
+
+
+def erlang_loss(places: int, load: float) -> float:
+    """Share of random arrivals that find all `places` taken, where `load` of them would be taken if there were more
+    (Erlang's loss formula; it holds whatever the times are distributed like).
+    """
+    loss = 1.0
+    for taken in range(1, places + 1):
+        loss = load * loss / (taken + load * loss)
+    return loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +97,22 @@ def _totals(stage: Stage) -> _Totals:
 def _work_ms(total: _Totals, piece: Piece) -> float:
     rows_ms = piece.tokens_ms * total.tokens + piece.requests_ms * total.requests
     return rows_ms + piece.context_ms * total.context_tokens
+
+
+def _places(rows: Sequence[Sequence[_Totals]], kv_tokens: int) -> int:
+    """How many requests are in KV memory when it is full, in the mean over their steps."""
+    totals = [total for stages in rows for total in stages]
+    held, steps = sum(total.held_tokens for total in totals), sum(total.requests - 1 for total in totals)
+    return max(kv_tokens * steps // held, 1) if held else kv_tokens
+
+
+def _load(places: int, share: float) -> float:
+    """The load of which `share` finds no place."""
+    low, high = 0.0, places / (1.0 - share)
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if erlang_loss(places, middle) <= share else (low, middle)
+    return low
 
 
 def _rate_req_s(cost_ms: Sequence[float], target: float) -> float:

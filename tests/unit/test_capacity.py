@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from slos_sglang.measure.bound import capacity_bound
+from slos_sglang.measure.bound import capacity_bound, erlang_loss
 from slos_sglang.measure.cache import RunCache, source_digest
 from slos_sglang.measure.capacity import GRID, LEAST_REQ_S, Capacity, find_capacity, highest
 from slos_sglang.measure.result import Percentiles, RunResult
@@ -125,6 +125,7 @@ def test_bounds_of_one_program_by_hand():
 
     Own tokens: 110 ms, so 9.09 programs a second. Its decode steps hold 121, 122, .. 130 KV tokens: 1255 in all, which
     is 2.51 full steps of 5 ms: 122.55 ms, 8.16 a second. Steps of 20 ms leave three quarters of the time: 6.82.
+    In the mean 125.5 tokens are held, so there are 3 places; of a load of 1.271 one in ten finds them taken.
     """
     stage = Stage(name="s", prompt_tokens=120, cached_tokens=20, output_tokens=11, tpot_ms=20)
     model = NamedCostModel(name="m", pieces=(Piece(tokens_ms=1, const_ms=5),), kv_tokens=500)
@@ -132,6 +133,9 @@ def test_bounds_of_one_program_by_hand():
     assert bound.fluid_req_s == pytest.approx(1000 / 110)
     assert bound.kv_req_s == pytest.approx(1000 / 122.55)
     assert bound.tier_req_s == pytest.approx(750 / 110)
+    assert bound.loss_req_s == pytest.approx(1000 / 122.55 * 1.271 / 3, rel=1e-3)
+    # Of a load of 2 two places turn away: (2^2 / 2) / (1 + 2 + 2^2 / 2).
+    assert erlang_loss(2, 2.0) == pytest.approx(0.4)
 
 
 def test_bounds_count_rows_and_context_and_the_dearest_piece():
