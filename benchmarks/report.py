@@ -195,6 +195,7 @@ def tool_gaps_section(data: dict[str, Any]) -> str:
 
 SECTIONS = (
     ("Mixed load against stock scheduling", "mixed_load", mixed_load_section),
+    ("Mixed load on a faster machine", "mixed_load-faster_machine", mixed_load_section),
     ("Overload", "overload", overload_section),
     ("One budget for a program, or one for each call", "program_budgets", budgets_section),
     ("Conversations kept while tools run", "tool_gaps", tool_gaps_section),
@@ -217,7 +218,7 @@ def page(results: Path) -> str:
     for title, name, section in SECTIONS:
         file = results / f"{name}.json"
         text = section(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else NOT_YET
-        parts += [f"## {title}\n", f"`benchmarks/{name}.py`\n", text]
+        parts += [f"## {title}\n", f"`benchmarks/{name.partition('-')[0]}.py`\n", text]
     return "\n".join(parts)
 
 
