@@ -2,7 +2,6 @@
 
 import json
 import re
-from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import pytest
@@ -72,14 +71,6 @@ def test_output_under_a_grammar_is_well_formed(running):
 def test_thinking_marks_reach_the_text(running):
     text = generate(running, PROMPTS[0], regex=r"<think>[a-z ]{5,20}</think>[a-z ]{5}", max_new_tokens=64)["text"]
     assert re.fullmatch(r"<think>[a-z ]{5,20}</think>[a-z ]{5}", text)
-
-
-def test_the_same_answers_alone_and_together(running):
-    alone = [generate(running, prompt)["text"] for prompt in PROMPTS]
-    requests.post(f"{running.url}/flush_cache", params={"timeout": 10}, timeout=60)
-    with ThreadPoolExecutor(len(PROMPTS)) as pool:
-        together = list(pool.map(lambda prompt: generate(running, prompt)["text"], PROMPTS))
-    assert together == alone
 
 
 def test_the_platform_is_the_one_for_the_cpu(running):
