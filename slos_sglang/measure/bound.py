@@ -46,8 +46,7 @@ def capacity_bound(programs: Sequence[Program], model: NamedCostModel, *, target
         raise ValueError("programs must hold at least one program, not 0")
     rows = [[_totals(stage) for stage in program.stages] for program in programs]
     tight_ms = min((pace for program in programs for stage in program.stages for pace in _paces(stage)), default=None)
-    fluid, kv, tier, loss = math.inf, math.inf, math.inf, math.inf
-    places = _places(rows, model.kv_tokens)
+    fluid, kv, tier, full = math.inf, math.inf, math.inf, math.inf
     for piece in model.pieces:
         work_ms = [sum(_work_ms(stage, piece) for stage in stages) for stages in rows]
         held_ms = [piece.const_ms * sum(stage.held_tokens for stage in stages) / model.kv_tokens for stages in rows]
@@ -55,8 +54,10 @@ def capacity_bound(programs: Sequence[Program], model: NamedCostModel, *, target
         fluid = min(fluid, _rate_req_s(work_ms, target))
         cost_ms = [w + h for w, h in zip(work_ms, held_ms, strict=True)]
         kv = min(kv, _rate_req_s(cost_ms, target))
-        loss = min(loss, _rate_req_s(cost_ms, 1.0) * _load(places, 1.0 - target) / places)
+        full = min(full, _rate_req_s(cost_ms, 1.0))
         tier = min(tier, share * _rate_req_s(work_ms, target))
+    places = _places(rows, model.kv_tokens)
+    loss = full * _load(places, 1.0 - target) / places
     return Bound(fluid_req_s=fluid, kv_req_s=kv, tier_req_s=tier, loss_req_s=loss)
 
 

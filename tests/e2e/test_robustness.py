@@ -239,8 +239,9 @@ def test_abort_all(shared: Running) -> None:
 
 @pytest.mark.parametrize("mode", ["in_place", "retract"])
 def test_pause_and_continue(shared: Running, mode: str) -> None:
-    """Everybody gets all tokens, with two pauses in the middle of it and an attempt to flush in each. Nothing is
-    flushed while somebody holds KV; a fast machine may have answered all by the second pause.
+    """Everybody gets all tokens, with two pauses in the middle of it and an attempt to flush in each.
+
+    Requests come for 1.2 s, so that somebody is there in both pauses on a fast machine too.
     """
     bodies = crowd({"in_place": 10, "retract": 11}[mode], 24)
 
@@ -253,14 +254,12 @@ def test_pause_and_continue(shared: Running, mode: str) -> None:
             asks = [
                 asyncio.create_task(ask(session, shared.url, body, wait_s=0.05 * n)) for n, body in enumerate(bodies)
             ]
-            for pause_s in (0.5, 0.9):
-                await asyncio.sleep(pause_s)
+            for after_s in (0.5, 0.1):
+                await asyncio.sleep(after_s)
                 assert await post(session, "/pause_generation", {"mode": mode}) == 200
                 await asyncio.sleep(0.5)
-                busy = not all(task.done() for task in asks)
-                assert busy or pause_s > 0.5
                 flushed = await post(session, "/flush_cache", {})
-                assert flushed in ((400,) if busy and mode == "in_place" else (200, 400))
+                assert flushed in ((200, 400) if mode == "retract" else (400,))
                 assert await post(session, "/continue_generation", {}) == 200
             return await asyncio.gather(*asks)
 

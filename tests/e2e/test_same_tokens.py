@@ -10,7 +10,6 @@ equally likely do not count.
 
 import asyncio
 import json
-import math
 import random
 from collections import Counter
 
@@ -18,7 +17,7 @@ import aiohttp
 import pytest
 from conftest import Running
 from requests import post as post_json
-from traffic import TIERS
+from traffic import TIERS, tie
 
 from slos_sglang.engine.launch import Server
 from slos_sglang.telemetry.events import Step
@@ -29,8 +28,6 @@ REQUESTS = 64
 LONGEST_PROMPT_TOKENS = 1500
 CROWD_SPAN_S = 2.0
 CROWDS = 3
-# Two tokens this close in log-probability are decided by rounding.
-TIE = 1e-3
 TIERED = "same-tokens-"  # by these names the requests with tiers are found in the events
 
 
@@ -107,10 +104,7 @@ def tied(url: str, request: dict, output: list[int], expected: list[int]) -> boo
     sampling = {"temperature": 0, "ignore_eos": True, "max_new_tokens": 1}
     body = {"input_ids": request["input_ids"] + expected[:at], "sampling_params": sampling}
     reply = post_json(f"{url}/generate", json=body | {"return_logprob": True, "top_logprobs_num": 5}, timeout=120)
-    top = {token: logprob for logprob, token, *_ in reply.json()["meta_info"]["output_top_logprobs"][0]}
-    gap = abs(top.get(output[at], -math.inf) - top[expected[at]])
-    print(f"outputs part at token {at}, log-probabilities {gap:.2g} apart")
-    return gap < TIE
+    return tie(reply.json()["meta_info"]["output_top_logprobs"][0], output[at], expected[at])
 
 
 def test_no_more_outputs_differ_than_between_stocks_own_runs(shared: Running, stock_server: Server) -> None:

@@ -2,10 +2,12 @@
 
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import pytest
 import requests
+from traffic import tie
 
 from slos_sglang.engine.launch import Server
 
@@ -19,8 +21,10 @@ def running(request: pytest.FixtureRequest) -> Server:
     return request.getfixturevalue(request.param)
 
 
-def generate(running: Server, text: str, **sampling) -> dict:
+def generate(running: Server, text: str, top_logprobs: int = 0, **sampling) -> dict:
     body = {"text": text, "sampling_params": {"temperature": 0, "max_new_tokens": 24} | sampling}
+    if top_logprobs:
+        body |= {"return_logprob": True, "top_logprobs_num": top_logprobs}
     response = requests.post(f"{running.url}/generate", json=body, timeout=120)
     assert response.status_code == 200, response.text
     return response.json()
@@ -71,6 +75,19 @@ def test_output_under_a_grammar_is_well_formed(running):
 def test_thinking_marks_reach_the_text(running):
     text = generate(running, PROMPTS[0], regex=r"<think>[a-z ]{5,20}</think>[a-z ]{5}", max_new_tokens=64)["text"]
     assert re.fullmatch(r"<think>[a-z ]{5,20}</think>[a-z ]{5}", text)
+
+
+def test_the_same_answers_alone_and_together(running):
+    """But for two tokens so close that the rounding of another batch decides between them."""
+    alone = [generate(running, prompt, top_logprobs=5) for prompt in PROMPTS]
+    requests.post(f"{running.url}/flush_cache", params={"timeout": 10}, timeout=60)
+    with ThreadPoolExecutor(len(PROMPTS)) as pool:
+        together = list(pool.map(lambda prompt: generate(running, prompt)["output_ids"], PROMPTS))
+    for answer, output in zip(alone, together, strict=True):
+        expected = answer["output_ids"]
+        assert len(output) == len(expected)
+        at = next((n for n, pair in enumerate(zip(output, expected, strict=True)) if pair[0] != pair[1]), None)
+        assert at is None or tie(answer["meta_info"]["output_top_logprobs"][at], output[at], expected[at])
 
 
 def test_the_platform_is_the_one_for_the_cpu(running):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import random
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -19,6 +20,8 @@ TIERS: tuple[dict[str, Any] | None, ...] = (
     None,
 )
 ANSWER_S = 120
+# Two tokens this close in log-probability are decided by rounding: another batch shape adds floats in another order.
+TIE = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +50,14 @@ def request(ids: list[int], tokens: int, slo: dict[str, Any] | None = None, **sa
     if slo is not None:
         params["custom_params"] = {"slo": slo}
     return {"input_ids": ids, "sampling_params": params}
+
+
+def tie(top: list[Any], token: int, other: int) -> bool:
+    """Whether the two tokens are equally likely, by SGLang's `output_top_logprobs` of where `other` came."""
+    logprobs = {token: logprob for logprob, token, *_ in top}
+    gap = abs(logprobs.get(token, -math.inf) - logprobs[other])
+    print(f"two tokens, log-probabilities {gap:.2g} apart")
+    return gap < TIE
 
 
 @asynccontextmanager
