@@ -19,12 +19,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from slos_sglang.policy import dp, plan
+from slos_sglang.policy import dp
 from slos_sglang.policy.admission import Outlook
 from slos_sglang.policy.batches import Limits, Memory
 from slos_sglang.policy.cost_models import COST_MODELS
 from slos_sglang.policy.request import Request
 from slos_sglang.policy.scheduler import Scheduler
+from slos_sglang.policy.state import world_of
 from slos_sglang.slo import WireSLO
 
 FILE = Path("benchmarks/results/decisions.json")
@@ -104,7 +105,7 @@ def dynamic_program(running: int) -> list[float]:
     for seed in range(MOMENTS):
         decoding, waiting, memory = moment(random.Random(f"{seed}/dp"), running, BURST)
         promised = [*decoding, *(r for r in waiting if r.standard)]
-        world = plan.world_of(COST, LIMITS, memory)
+        world = world_of(COST, LIMITS, memory)
         start_s = time.thread_time()
         dp.propose(0.0, promised, waiting[-BURST:], world)
         took_ms.append((time.thread_time() - start_s) * 1e3)

@@ -7,6 +7,7 @@ conversation finds nothing cached (as in the paper), and Sarathi and DistServe a
 Sections:
 
     capacity   every policy x scenario on the paper's servers, output lengths known; the scheduler also with estimates
+    speculation  with a draft model, on servers that have one: the scheduler, and others at the best of their drafts
     mean       the same by the mean-TPOT rule, main policies
     models     OPT-6.7B on one A100 and OPT-30B on four
     held_out   windows, seeds and a server that nobody tuned on
@@ -45,7 +46,9 @@ from slos_sglang.workloads.scenarios import COST_MODEL_OF, Draw, at_rates, scena
 CACHE, RESULT, FIGURES = Path("out/paper"), Path("benchmarks/results/paper.json"), Path("docs")
 TARGET = 0.9
 BUDGETS = (128, 256, 512, 1024, 2048, 4096)
+ACCEPTANCE, OTHER_ACCEPTANCES = 0.7, (0.6, 0.8)
 RATIOS = ((1, 1), (2, 1), (1, 2))
+OVERLOAD = 1.5
 FACTORS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)
 NOISE = (0.05, 0.1, 0.2, 0.3)
 PROGRAMS = {"chatbot": 1000, "coder": 559, "summarizer": 600, "mixed": 1200, "toolllm": 600, "reasoning": 400}
@@ -184,6 +187,40 @@ class Bench:
                 )
             jobs += [Job(section="capacity", label=label, experiment=e, seeds=self.seeds) for label, e in found]
         return self.run("capacity", search, jobs)
+
+    def speculation(self) -> list[Record]:
+        """Capacity with a draft model, and the scheduler at 1.5 times its own."""
+        jobs = []
+        for name in ("chatbot", "coder", "summarizer", "mixed"):
+            tried: list[tuple[str, dict[str, Any], float]] = [("slos", {}, ACCEPTANCE)]
+            tried += [("slos", {}, acceptance) for acceptance in OTHER_ACCEPTANCES]
+            tried += [("vllm", {"drafts": drafts}, ACCEPTANCE) for drafts in (2, 3, 4)]
+            for budget in (1024, 2048):
+                tried += [("sarathi", {"budget_tokens": budget, "drafts": drafts}, ACCEPTANCE) for drafts in (1, 2, 3)]
+            tried += [(policy, {"drafts": drafts}, ACCEPTANCE) for policy in ("qoserve", "edf") for drafts in (2, 3)]
+            tried += [("sglang", {"drafts": drafts}, ACCEPTANCE) for drafts in (2, 3)]
+            found = [
+                (policy, self.experiment(name, policy, options=options, acceptance=acceptance))
+                for policy, options, acceptance in tried
+            ]
+            found.append(("slos, estimated", self.experiment(name, "slos", lengths="estimated", acceptance=ACCEPTANCE)))
+            jobs += [Job(section="speculation", label=label, experiment=e, seeds=self.seeds) for label, e in found]
+        records = self.run("speculation", search, jobs)
+        tops = {
+            record["scenario"]: record["capacity"]["rate_req_s"]
+            for record in records
+            if (record["label"], record["config"]["acceptance"]) == ("slos", ACCEPTANCE)
+        }
+        over = [
+            Job(
+                section="speculation_overload",
+                label="slos",
+                experiment=self.experiment(name, "slos", acceptance=ACCEPTANCE),
+                rates_req_s=(OVERLOAD * top,),
+            )
+            for name, top in tops.items()
+        ]
+        return records + self.run("speculation, overload", sweep, over)
 
     def mean(self) -> list[Record]:
         jobs = []
@@ -328,6 +365,7 @@ def _only(records: Sequence[Record]) -> list[Record]:
 
 
 LATER: dict[str, Callable[[Bench, Sequence[Record]], list[Record]]] = {
+    "speculation": lambda bench, records: bench.speculation(),
     "mean": lambda bench, records: bench.mean(),
     "models": lambda bench, records: bench.models(),
     "held_out": lambda bench, records: bench.held_out(),

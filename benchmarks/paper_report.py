@@ -87,6 +87,50 @@ def _ratios(found: Sequence[Record]) -> str:
     return "slos over\n\n" + _table(["", *_scenarios(found), "geometric mean"], rows)
 
 
+def _speculation(found: Sequence[Record], records: Sequence[Record]) -> str:
+    plain = [record for record in records if record["section"] == "capacity"]
+    over = {r["scenario"]: r["runs"][0] for r in records if r["section"] == "speculation_overload"}
+    chances = sorted({record["config"]["acceptance"] for record in found})
+    usual = next(record["config"]["acceptance"] for record in found if record["label"] == "vllm")
+    at = {chance: [record for record in found if record["config"]["acceptance"] == chance] for chance in chances}
+    rows = []
+    for name in _scenarios(found):
+        ours = [_top(at[chance], name, "slos") for chance in chances]
+        cells = [_top(plain, name, "slos"), *ours, _top(at[usual], name, "slos, estimated")]
+        cells += [_top(found, name, label) for label in SPECULATING]
+        bound = _bound(next(record for record in at[usual] if record["scenario"] == name))
+        rows.append([name, *map(_number, cells), f"{bound:.2f}", f"{over[name]['attainment']:.2f}"])
+    head = ["scenario", "slos without", *(f"slos {chance:g}" for chance in chances), "slos, estimated", *SPECULATING]
+    text = (
+        f"A draft model's token is accepted with {usual:g} where nothing else is said; which ones are is drawn, and no "
+        "policy knows it. Others draft the same number in every step, the best of those tried; the scheduler chooses "
+        "anew in each. *1.5x*: attainment of all offered at 1.5 times the capacity, slos. The servers of toolllm and "
+        "reasoning have no draft model: these two are as above.\n\n"
+    )
+    table = _table([*head, "bound", "1.5x"], rows)
+
+    def ours(name: str) -> float | None:
+        return _top(at[usual], name, "slos") or _top(plain, name, "slos")
+
+    def theirs(name: str) -> float | None:
+        return _rival(at[usual], name) or _rival(plain, name)
+
+    names = _scenarios(plain)
+    others: dict[str, Callable[[str], float | None]] = {
+        "vllm without": lambda name: _top(plain, name, "vllm"),
+        "sarathi 512 without": lambda name: _top(plain, name, "sarathi", budget=PLAIN_BUDGET),
+        "better of vllm and tuned sarathi, without": lambda name: _rival(plain, name),
+        "better of vllm and tuned sarathi, with": theirs,
+        **{
+            f"{label} with": lambda name, label=label: _top(at[usual], name, label) or _top(plain, name, label)  # type: ignore[misc]
+            for label in ("qoserve", "edf", "sglang")
+        },
+    }
+    ratios = {label: [_over(ours(name), other(name)) for name in names] for label, other in others.items()}
+    lines = [[label, *map(_times, found), f"**{_times(_geometric(found))}**"] for label, found in ratios.items()]
+    return text + table + "\nslos with speculation over\n\n" + _table(["", *names, "geometric mean"], lines)
+
+
 def _mean(found: Sequence[Record], records: Sequence[Record]) -> str:
     labels = ("slos", "qoserve", "edf", "vllm", "sarathi", "sglang")
     rows = []
@@ -182,6 +226,7 @@ def _cache(found: Sequence[Record], records: Sequence[Record]) -> str:
 
 SECTIONS: tuple[tuple[str, str, Callable[[Sequence[Record], Sequence[Record]], str]], ...] = (
     ("capacity", "Capacity", _capacity),
+    ("speculation", "With speculation", _speculation),
     ("mean", "By the mean-TPOT rule", _mean),
     ("overload", "Overload", _overload),
     ("burst", "A burst", _burst),
@@ -191,6 +236,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[Sequence[Record], Sequence[Record]], s
     ("replicas", "Replicas", _replicas),
     ("cache", "With a prefix cache", _cache),
 )
+SPECULATING = ("vllm", "sarathi", "qoserve", "edf", "sglang")
 RIVALS = ("slos", "vllm", "sarathi 512", "sarathi tuned", "slos over the better")
 
 

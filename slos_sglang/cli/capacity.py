@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from slos_sglang.cli.simulate import CostModelName, Lengths, Noise, Replicas, parse_lengths, parse_policy
+from slos_sglang.cli.simulate import Acceptance, CostModelName, Lengths, Noise, Replicas, parse_lengths, parse_policy
 from slos_sglang.cli.simulate import read_cost_model as read_model
 from slos_sglang.cli.workload import Data, Json, PrefixCache, Programs, Window
 
@@ -28,6 +28,7 @@ def capacity(
     replicas: Replicas = 1,
     lengths: Lengths = "estimated",
     noise: Noise = 0.0,
+    acceptance: Acceptance = 0.0,
     programs: Programs = None,
     data: Data = None,
     window: Window = None,
@@ -61,6 +62,7 @@ def capacity(
                     replicas=replicas,
                     lengths=parse_lengths(lengths),
                     noise=noise,
+                    acceptance=acceptance,
                 )
             )
     found = [_search(experiment, seeds, target, rule, cache) for experiment in experiments]

@@ -23,6 +23,10 @@ Lengths = Annotated[
     str, typer.Option(metavar="oracle|estimated|scaled:X", help="What a policy knows of output lengths.")
 ]
 Noise = Annotated[float, typer.Option(help="Sigma of a log-normal factor on every step's time.")]
+Acceptance = Annotated[
+    float,
+    typer.Option(metavar="P", help="Chance that a token of the cost model's draft model is accepted; 0: none are."),
+]
 Replicas = Annotated[int, typer.Option(min=1, help="How many servers; programs go round.")]
 
 
@@ -41,6 +45,7 @@ def simulate(
     ] = None,
     lengths: Lengths = "estimated",
     noise: Noise = 0.0,
+    acceptance: Acceptance = 0.0,
     explain: Annotated[
         str | None, typer.Option(metavar="ID", help="Show the verdicts and deadlines of this program.")
     ] = None,
@@ -79,6 +84,7 @@ def simulate(
         replicas=replicas,
         lengths=parse_lengths(lengths),
         noise=noise,
+        acceptance=acceptance,
     )
     # Programs of a file have been stretched as they were read.
     rate = rate if workload is None else None

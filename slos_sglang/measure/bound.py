@@ -21,7 +21,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from slos_sglang.policy.batch_time import Piece
+from slos_sglang.policy.batch_time import MAX_DRAFTS, Piece, tokens_a_step
 from slos_sglang.policy.cost_models import NamedCostModel
 from slos_sglang.workloads.program import Program, Stage
 
@@ -38,27 +38,52 @@ class Bound:
     loss_req_s: float
 
 
-def capacity_bound(programs: Sequence[Program], model: NamedCostModel, *, target: float = 0.9) -> Bound:
-    """The bounds for programs like these. Raises `ValueError` unless 0 < `target` <= 1 and there is a program."""
+def capacity_bound(
+    programs: Sequence[Program], model: NamedCostModel, *, target: float = 0.9, acceptance: float = 0.0
+) -> Bound:
+    """The bounds for programs like these, with as many tokens drafted a step as are best for each.
+
+    acceptance  probability that a token of the model's draft model is accepted; 0: nothing is drafted
+
+    Raises `ValueError` unless 0 < `target` <= 1 and there is a program.
+    """
     if not 0 < target <= 1:
         raise ValueError(f"target must be greater than 0 and at most 1, not {target!r}")
     if not programs:
         raise ValueError("programs must hold at least one program, not 0")
     rows = [[_totals(stage) for stage in program.stages] for program in programs]
     tight_ms = min((pace for program in programs for stage in program.stages for pace in _paces(stage)), default=None)
-    fluid, kv, tier, full = math.inf, math.inf, math.inf, math.inf
+    by_piece = []
     for piece in model.pieces:
-        work_ms = [sum(_work_ms(stage, piece) for stage in stages) for stages in rows]
-        held_ms = [piece.const_ms * sum(stage.held_tokens for stage in stages) / model.kv_tokens for stages in rows]
-        share = 1.0 if tight_ms is None else max(1.0 - piece.const_ms / tight_ms, 0.0)
-        fluid = min(fluid, _rate_req_s(work_ms, target))
-        cost_ms = [w + h for w, h in zip(work_ms, held_ms, strict=True)]
-        kv = min(kv, _rate_req_s(cost_ms, target))
-        full = min(full, _rate_req_s(cost_ms, 1.0))
-        tier = min(tier, share * _rate_req_s(work_ms, target))
+        ways = [
+            _with_drafts(rows, piece, drafts, acceptance, model.kv_tokens, target, tight_ms)
+            for drafts in range(MAX_DRAFTS + 1 if acceptance else 1)
+        ]
+        by_piece.append([max(found) for found in zip(*ways, strict=True)])
+    fluid, kv, tier, full = (min(found) for found in zip(*by_piece, strict=True))
     places = _places(rows, model.kv_tokens)
     loss = full * _load(places, 1.0 - target) / places
     return Bound(fluid_req_s=fluid, kv_req_s=kv, tier_req_s=tier, loss_req_s=loss)
+
+
+def _with_drafts(
+    rows: Sequence[Sequence[_Totals]],
+    piece: Piece,
+    drafts: int,
+    acceptance: float,
+    kv_tokens: int,
+    target: float,
+    tight_ms: float | None,
+) -> tuple[float, float, float, float]:
+    """`fluid`, `kv`, `tier`, and `kv` with nobody given up, if every step drafts so many tokens for each decoder."""
+    tokens = tokens_a_step(drafts, acceptance)
+    step_ms = piece.const_ms + drafts * piece.spec_steps_ms
+    work_ms = [sum(_work_ms(stage, piece, (1 + drafts) / tokens, tokens) for stage in stages) for stages in rows]
+    held_ms = [step_ms / tokens * sum(stage.held_tokens for stage in stages) / kv_tokens for stages in rows]
+    cost_ms = [w + h for w, h in zip(work_ms, held_ms, strict=True)]
+    fluid = _rate_req_s(work_ms, target)
+    share = 1.0 if tight_ms is None else max(1.0 - step_ms / (tight_ms * tokens), 0.0)
+    return fluid, _rate_req_s(cost_ms, target), share * fluid, _rate_req_s(cost_ms, 1.0)
 
 
 def erlang_loss(places: int, load: float) -> float:
@@ -78,8 +103,8 @@ class _Totals:
     held_tokens  over its decode steps, the KV it holds in each
     """
 
-    tokens: int
-    requests: int
+    prompt_tokens: int
+    decodes: int
     context_tokens: int
     held_tokens: int
 
@@ -88,22 +113,24 @@ def _totals(stage: Stage) -> _Totals:
     decodes = stage.output_tokens - 1
     held = decodes * stage.prompt_tokens + decodes * (decodes + 1) // 2
     return _Totals(
-        tokens=stage.prompt_tokens - stage.cached_tokens + decodes,
-        requests=1 + decodes,
+        prompt_tokens=stage.prompt_tokens - stage.cached_tokens,
+        decodes=decodes,
         context_tokens=stage.prompt_tokens + held,
         held_tokens=held,
     )
 
 
-def _work_ms(total: _Totals, piece: Piece) -> float:
-    rows_ms = piece.tokens_ms * total.tokens + piece.requests_ms * total.requests
-    return rows_ms + piece.context_ms * total.context_tokens
+def _work_ms(total: _Totals, piece: Piece, verified: float, gained: float) -> float:
+    """What it costs if `verified` tokens are computed for each decoded one, and a step brings `gained` of them."""
+    tokens_ms = piece.tokens_ms * (total.prompt_tokens + verified * total.decodes)
+    requests_ms = piece.requests_ms * (1 + total.decodes / gained)
+    return tokens_ms + requests_ms + piece.context_ms * (total.context_tokens + total.held_tokens * (1 / gained - 1))
 
 
 def _places(rows: Sequence[Sequence[_Totals]], kv_tokens: int) -> int:
     """How many requests are in KV memory when it is full, in the mean over their steps."""
     totals = [total for stages in rows for total in stages]
-    held, steps = sum(total.held_tokens for total in totals), sum(total.requests - 1 for total in totals)
+    held, steps = sum(total.held_tokens for total in totals), sum(total.decodes for total in totals)
     return max(kv_tokens * steps // held, 1) if held else kv_tokens
 
 

@@ -27,6 +27,7 @@ from slos_sglang.policy import dp, plan
 from slos_sglang.policy.batch_time import CostModel
 from slos_sglang.policy.batches import Limits, Memory
 from slos_sglang.policy.request import Request, table_of
+from slos_sglang.policy.state import Flags, Rows, World, copy_of, rows_of, world_of
 
 Method = Literal["auto", "dp", "edf_sim"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -88,7 +89,7 @@ class Outlook:
         self._promised, self._asking = promised, asking
         self._requests = sorted((*promised, *asking), key=attrgetter("seq"))
         self._late_commitment = late_commitment
-        self._world = plan.world_of(cost, limits, memory, margin=cost.margin)
+        self._world = world_of(cost, limits, memory, margin=cost.margin)
         self._lending = self._world._replace(lends=True)
         self._excused = np.zeros(len(self._requests), dtype=np.bool_)
         self._baseline_known = False
@@ -102,12 +103,12 @@ class Outlook:
         return {id(r): bisect_left(seqs, r.seq) for r in self._asking}
 
     @cached_property
-    def _all_rows(self) -> plan.Rows:
+    def _all_rows(self) -> Rows:
         """Everybody; built when the first future is asked for."""
-        return plan.rows_of(table_of(self._requests))
+        return rows_of(table_of(self._requests))
 
     @cached_property
-    def _nobody_added(self) -> plan.Rows:
+    def _nobody_added(self) -> Rows:
         """The promised ones; those who ask are not there yet."""
         rows = self._all_rows._replace(left=self._all_rows.left.copy())
         for request in self._asking:
@@ -208,14 +209,14 @@ class Outlook:
                 return lent
         return future
 
-    def _late_anyway(self) -> plan.Flags:
+    def _late_anyway(self) -> Flags:
         """Who is late without any newcomer: the fewest that it can be."""
         everybody = np.ones_like(self._excused)
         worlds = (self._world, self._lending)
         return min((self._run(frozenset(), world, everybody)[1] for world in worlds), key=np.count_nonzero)
 
-    def _run(self, added: frozenset[int], world: plan.World, excused: plan.Flags) -> tuple[_Future, plan.Flags]:
-        rows = plan.copy_of(self._nobody_added)
+    def _run(self, added: frozenset[int], world: World, excused: Flags) -> tuple[_Future, Flags]:
+        rows = copy_of(self._nobody_added)
         for row in added:
             rows.left[row] = self._all_rows.left[row]
         late = np.zeros_like(excused)
@@ -304,6 +305,6 @@ class Outlook:
 
 
 @lru_cache(maxsize=MOST_TRIED)
-def _subsets(count: int) -> plan.Flags:
+def _subsets(count: int) -> Flags:
     """Every subset of `count` things, a row each."""
     return (np.arange(1 << count)[:, None] >> np.arange(count) & 1).astype(np.bool_)

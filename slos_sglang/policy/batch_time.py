@@ -2,10 +2,11 @@
 
 A step's time is modelled as the maximum over linear pieces (paper, section 4: a roofline), each
 
-    tokens_ms * tokens + requests_ms * requests + context_ms * context + const_ms
+    tokens_ms * tokens + requests_ms * requests + context_ms * context + spec_steps_ms * draft steps + const_ms
 
-with `tokens` the new tokens of the batch (one a decoding request, the chunk of a prefill), `requests` its rows and
-`context` the sum of its rows' KV lengths. `OnlineCostModel` corrects one such piece by the steps that were measured.
+with `tokens` the new tokens of the batch (one a decoding request and one more for each token drafted for it, the chunk
+of a prefill), `requests` its rows and `context` the sum of its rows' KV lengths. `OnlineCostModel` corrects one such
+piece by the steps that were measured.
 """
 
 from __future__ import annotations
@@ -15,12 +16,16 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+# No step drafts more tokens for a decoder than this: hardly any of them would be accepted.
+MAX_DRAFTS = 6
+
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
     """One linear piece of a cost model; coefficients in ms per unit.
 
-    `spec_steps_ms` is per step of a draft model; a batch that drafts nothing pays nothing of it.
+    `spec_steps_ms` is per step of a draft model, which drafts a token for each decoder; a batch that drafts nothing
+    pays nothing of it.
     """
 
     tokens_ms: float = 0.0
@@ -32,11 +37,14 @@ class Piece:
 
 @dataclass(slots=True)
 class BatchSize:
-    """What the cost model needs to know of a batch: new tokens, rows, and the KV tokens those rows attend to."""
+    """What the cost model needs to know of a batch: new tokens, rows, the KV tokens those rows attend to, and the steps
+    that a draft model takes before it.
+    """
 
     tokens: int = 0
     requests: int = 0
     context_tokens: int = 0
+    draft_steps: int = 0
 
     def add(self, *, tokens: int, context_tokens: int) -> None:
         """Add one row with `tokens` new tokens that attends to `context_tokens` KV tokens, its own included."""
@@ -45,13 +53,25 @@ class BatchSize:
         self.context_tokens += context_tokens
 
 
-class CostModel:
-    """A fixed cost model: the maximum over its pieces (paper, section 4)."""
+def tokens_a_step(draft_steps: int, acceptance: float) -> float:
+    """Output tokens that a decoder gets, in the mean, from a step for which so many were drafted: one of the model's
+    own, and the drafted ones up to the first that it rejects (paper, section 5).
+    """
+    return float(sum(acceptance**k for k in range(draft_steps + 1)))
 
-    def __init__(self, *pieces: Piece) -> None:
+
+class CostModel:
+    """A fixed cost model: the maximum over its pieces (paper, section 4).
+
+    acceptance  probability that the model accepts a token of its draft model; 0: there is no draft model
+    """
+
+    def __init__(self, *pieces: Piece, acceptance: float = 0.0) -> None:
         if not pieces:
             raise ValueError("a cost model needs at least one piece")
-        self.pieces = pieces
+        if not 0 <= acceptance < 1:
+            raise ValueError(f"acceptance must be at least 0 and less than 1, not {acceptance!r}")
+        self.pieces, self.acceptance = pieces, acceptance
 
     @property
     def margin(self) -> float:
@@ -63,7 +83,11 @@ class CostModel:
         if size.requests == 0:
             return 0.0
         return max(
-            p.tokens_ms * size.tokens + p.requests_ms * size.requests + p.context_ms * size.context_tokens + p.const_ms
+            p.tokens_ms * size.tokens
+            + p.requests_ms * size.requests
+            + p.context_ms * size.context_tokens
+            + p.spec_steps_ms * size.draft_steps
+            + p.const_ms
             for p in self.pieces
         )
 
@@ -72,7 +96,8 @@ class CostModel:
         tokens, requests, context = size.tokens, size.requests + 1, size.context_tokens + prefix_tokens
         room = math.inf
         for p in self.pieces:
-            left_ms = within_ms - p.const_ms - p.tokens_ms * tokens - p.requests_ms * requests - p.context_ms * context
+            idle_ms = p.const_ms + p.spec_steps_ms * size.draft_steps
+            left_ms = within_ms - idle_ms - p.tokens_ms * tokens - p.requests_ms * requests - p.context_ms * context
             room = min(room, left_ms / max(p.tokens_ms + p.context_ms, 1e-9))
         return max(0, int(room + 1e-9))
 
@@ -83,6 +108,14 @@ class CostModel:
     def decode_token_ms(self, context_tokens: int) -> float:
         """What one decoding row adds to a batch, ms (no share of the constant)."""
         return max(p.tokens_ms + p.requests_ms + p.context_ms * context_tokens for p in self.pieces)
+
+    def token_ms(self, context_tokens: int) -> float:
+        """What an output token takes on an idle server, ms, with as many drafted a step as are worth it."""
+        row_ms, best_ms = self.decode_token_ms(context_tokens), math.inf
+        for drafts in range(MAX_DRAFTS + 1 if self.acceptance else 1):
+            idle_ms = max(p.const_ms + p.spec_steps_ms * drafts + p.tokens_ms * drafts for p in self.pieces)
+            best_ms = min(best_ms, (idle_ms + row_ms) / tokens_a_step(drafts, self.acceptance))
+        return best_ms
 
     @property
     def const_ms(self) -> float:

@@ -92,7 +92,8 @@ UNBOUNDED = Memory()
 class Batch:
     """A decision: who decodes, whose prompt advances by how many tokens, and how long it should take.
 
-    `preempt` lose their KV before it runs, keep their tokens, and wait again.
+    preempt  lose their KV before it runs, keep their tokens, and wait again
+    drafts   tokens that are drafted for each decoder; set before anybody is added
     """
 
     decode: list[Request] = field(default_factory=list)
@@ -100,13 +101,16 @@ class Batch:
     preempt: list[Request] = field(default_factory=list)
     size: BatchSize = field(default_factory=BatchSize)
     predicted_ms: float = 0.0
+    drafts: int = 0
 
     def add(self, request: Request, tokens: int) -> None:
-        """`tokens` more of the request's prompt, or its next output token."""
+        """`tokens` more of the request's prompt, or its next output token and what is drafted after it."""
         if request.uncached_tokens:
             self.prefill.append((request, tokens))
         else:
             self.decode.append(request)
+            self.size.draft_steps = self.drafts
+            tokens += self.drafts
         self.size.add(tokens=tokens, context_tokens=request.context_tokens + tokens)
 
     def remove(self, request: Request, tokens: int) -> None:
@@ -115,9 +119,18 @@ class Batch:
             self.prefill.remove((request, tokens))
         else:
             self.decode.remove(request)
+            self.size.draft_steps = self.drafts if self.decode else 0
+            tokens += self.drafts
         self.size.tokens -= tokens
         self.size.requests -= 1
         self.size.context_tokens -= request.context_tokens + tokens
+
+    def draft_nothing(self) -> None:
+        """Leave out what was to be drafted."""
+        tokens = self.drafts * len(self.decode)
+        self.size.tokens -= tokens
+        self.size.context_tokens -= tokens
+        self.size.draft_steps = self.drafts = 0
 
 
 class Standing(IntEnum):
@@ -167,8 +180,10 @@ def fill(
         decode=list(batch.decode),
         prefill=list(batch.prefill),
         preempt=batch.preempt,
-        size=BatchSize(batch.size.tokens, batch.size.requests, batch.size.context_tokens),
+        size=replace(batch.size),
+        drafts=batch.drafts,
     )
+    row_tokens = 1 + batch.drafts
     if kept_tokens:
         others = list(others)
         kept_tokens += sum(_to_come(r) for r in others if r.started)
@@ -177,9 +192,9 @@ def fill(
         prefix = request.context_tokens
         room = cost.chunk_tokens(filled.size, prefix_tokens=prefix, within_ms=within_ms)
         if not request.uncached_tokens:
-            if room >= 1 and free_tokens > 0:
+            if room >= row_tokens and free_tokens >= row_tokens:
                 filled.add(request, 1)
-                free_tokens -= 1
+                free_tokens -= row_tokens
             continue
         left = request.uncached_tokens
         # What is cached of it counts as free until it starts.
@@ -204,10 +219,12 @@ def _to_come(request: Request) -> int:
 
 
 def make_room(batch: Batch, memory: Memory, candidates: Sequence[Request]) -> None:
-    """Preempt `candidates`, the first ones first, until the batch's new tokens fit into free KV memory."""
+    """Draft nothing and preempt `candidates`, the first ones first, until the new tokens fit into free KV memory."""
+    free, need = memory.free_tokens, _new_tokens(batch, memory)
+    if need > free and batch.drafts:
+        batch.draft_nothing()
+        need = _new_tokens(batch, memory)
     tokens_of = {id(r): (r, tokens) for r, tokens in (*((r, 1) for r in batch.decode), *batch.prefill)}
-    need = sum(_grows(r, tokens, memory) for r, tokens in tokens_of.values())
-    free = memory.free_tokens
     for request in candidates:
         if need <= free:
             return
@@ -218,6 +235,12 @@ def make_room(batch: Batch, memory: Memory, candidates: Sequence[Request]) -> No
         if request.started:
             batch.preempt.append(request)
             free += memory.blocks(request.context_tokens)
+
+
+def _new_tokens(batch: Batch, memory: Memory) -> int:
+    """Free KV tokens that the batch takes, in whole blocks."""
+    rows = (*((r, 1 + batch.drafts) for r in batch.decode), *batch.prefill)
+    return sum(_grows(request, tokens, memory) for request, tokens in rows)
 
 
 def _grows(request: Request, tokens: int, memory: Memory) -> int:

@@ -54,9 +54,14 @@ class NamedCostModel:
         if unknown := sorted(set(self.fit) - set(_FIT_KEYS)):
             raise ValueError(f"fit has an unknown key {unknown[0]!r}; known keys: {', '.join(_FIT_KEYS)}")
 
-    def cost(self) -> CostModel:
-        """The cost model itself."""
-        return CostModel(*self.pieces)
+    def cost(self, acceptance: float = 0.0) -> CostModel:
+        """The cost model itself; with its draft model, if tokens of that are to be accepted with some probability.
+
+        Raises `ValueError` where nobody knows what a draft model takes there.
+        """
+        if acceptance and not any(piece.spec_steps_ms for piece in self.pieces):
+            raise ValueError(f"acceptance must be 0 with cost model {self.name!r}, which has no draft model")
+        return CostModel(*self.pieces, acceptance=acceptance)
 
     def to_json(self) -> str:
         """The text of a calibration file."""

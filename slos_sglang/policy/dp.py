@@ -21,9 +21,9 @@ import numpy as np
 from slos_sglang.policy import plan
 from slos_sglang.policy.batch_time import CostModel, Piece
 from slos_sglang.policy.batches import Limits, Memory
-from slos_sglang.policy.plan import World
 from slos_sglang.policy.prefill_budget import TOO_MANY, prefill_budgets
 from slos_sglang.policy.request import Request
+from slos_sglang.policy.state import World, world_of
 
 MAX_TIERS = 4
 # Looking at more states than this (some 10 us each) is not worth their time: the simulation alone decides.
@@ -230,7 +230,7 @@ def tiers(paces_ms: Iterable[float]) -> tuple[float, ...]:
 def compile_ahead() -> None:
     """Compile what the plan and this need (seconds, once a machine), so that no step of a server has to wait for it."""
     plan.compile_ahead()
-    world = plan.world_of(CostModel(Piece(const_ms=1.0)), Limits(), Memory())
+    world = world_of(CostModel(Piece(const_ms=1.0)), Limits(), Memory())
     prefill_budgets(np.ones(1), np.ones((1, 1), dtype=np.int64), np.ones(1), 0, world)
 
 

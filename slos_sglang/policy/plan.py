@@ -9,6 +9,12 @@ promised is what will happen, as long as steps take what the model says and outp
     safe(state)  =>  safe(state after choose), because foresee takes exactly that step first
     any other step, and any new promise, is taken only where foresee finds it safe
 
+Where the server has a draft model (paper, section 5), `choose` also says how many tokens are drafted for each decoder
+of the batch: as many as leave prompts the largest share of a batch that lasts as long as the tightest pace allows for
+the tokens counted on, or where no prompt waits, as many as bring decoders the most tokens in the time. How many are
+accepted is chance. `foresee` gives decoders a few only; who had more luck is ahead of its pace and lets batches be
+longer, who had less is due the sooner and makes the next one short.
+
 Decoders keep their own pace, by which the mean of their token times is kept too. Only where that does not go together
 with everybody's targets prompts are lent what decoders have in reserve (`World.lends`): the time that an early first
 token has left until a later token misses its target.
@@ -19,126 +25,27 @@ plain reference that the tests compare with. Times are seconds, costs millisecon
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
 
-from slos_sglang.policy.batch_time import CostModel, Piece
+from slos_sglang.policy.batch_time import MAX_DRAFTS, CostModel, Piece
 from slos_sglang.policy.batches import ROOM_FOR_WORK, Limits, Memory
-from slos_sglang.policy.request import INF, Request, Table, table_of
-
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
-Flags = NDArray[np.bool_]
+from slos_sglang.policy.request import INF, Request, table_of
+from slos_sglang.policy.state import FORESEEN_TOKENS, Flags, Ints, Rows, World, rows_of, world_of
 
 # How a foreseen future ends: in time, a token late, memory short, or too far away to tell.
 KEPT, LATE, NO_MEMORY, TOO_FAR = 0, 1, 2, 3
 
-# The future is not looked at beyond this: a longer output is planned as if it ended here, at its pace all the same.
-FORESEEN_TOKENS = 1 << 15
 MAX_STEPS = FORESEEN_TOKENS + 1024
 # Sums of binary fractions: a token exactly on its due time is on time.
 _EPSILON_S = 1e-7
 _NOBODY = -1
-
-
-class Rows(NamedTuple):
-    """Requests as arrays, in arrival order; one without tokens `left` is not there.
-
-    uncached   prompt tokens to compute; 0: it decodes   context    KV tokens it attends to
-    held       KV tokens spoken for: had, or cached      left       output tokens expected
-    first_due  when its first token is due               paced      when its last token was due; inf: before the first
-    pace       s from one due token to the next          deadline   when its last token is due
-    credit     s that an early first token's slack may lend later ones, counted until `slack_until`
-    repay      tokens after the first within which that is repaid, by a faster pace
-    reserve    s that a token may come after it is due before its target is missed
-    switch     output tokens until `later` is its pace: thinking ends, or credit is repaid; 0: never
-    """
-
-    uncached: Ints
-    context: Ints
-    held: Ints
-    left: Ints
-    first_due: Floats
-    paced: Floats
-    pace: Floats
-    credit: Floats
-    slack_until: Floats
-    reserve: Floats
-    deadline: Floats
-    repay: Ints
-    switch: Ints
-    later: Floats
-
-
-class World(NamedTuple):
-    """What a batch costs (an entry a piece of the cost model, ms), what bounds it, and whether prompts may be lent what
-    decoders have in reserve.
-    """
-
-    tokens_ms: Floats
-    requests_ms: Floats
-    context_ms: Floats
-    const_ms: Floats
-    max_batch_ms: float
-    rides_ahead: float
-    min_chunk_tokens: int
-    memory_tokens: int
-    block_tokens: int
-    lends: bool
-
-
-def rows_of(table: Table) -> Rows:
-    """The rows of requests in arrival order, from their numbers."""
-    pending, context, thinking = table["pending"], table["context_tokens"].copy(), table["thinking"]
-    paced, pace = table["paced_s"].copy(), table["pace_s"].copy()
-    if pending.any():
-        flying = pending > 0
-        paced[flying] += pending[flying] * pace[flying]
-    return Rows(
-        uncached=table["uncached_tokens"].copy(),
-        context=context,
-        held=context.copy(),
-        left=np.minimum(np.maximum(table["left_tokens"] - pending, 1), FORESEEN_TOKENS),
-        first_due=table["first_due_s"].copy(),
-        paced=paced,
-        pace=pace,
-        credit=table["credit_s"].copy(),
-        slack_until=table["slack_until_s"].copy(),
-        reserve=table["reserve_s"].copy(),
-        deadline=table["deadline_s"].copy(),
-        repay=np.maximum(table["sure_tokens"] - 1, 1),
-        switch=np.where(thinking, table["think_tokens"], np.maximum(table["repay_tokens"], 0)),
-        later=np.where(thinking, table["answer_pace_s"], table["full_pace_s"]),
-    )
-
-
-def copy_of(rows: Rows) -> Rows:
-    """The same rows in arrays of their own."""
-    return Rows(*(column.copy() for column in rows))  # type: ignore[arg-type]
-
-
-def world_of(cost: CostModel, limits: Limits, memory: Memory, *, margin: float = 1.0) -> World:
-    """The bounds and costs of batches, every batch taking `margin` times its prediction."""
-    pieces = cost.pieces
-    return World(
-        tokens_ms=np.array([p.tokens_ms * margin for p in pieces]),
-        requests_ms=np.array([p.requests_ms * margin for p in pieces]),
-        context_ms=np.array([p.context_ms * margin for p in pieces]),
-        const_ms=np.array([p.const_ms * margin for p in pieces]),
-        max_batch_ms=limits.longest_ms(cost) * margin,
-        rides_ahead=float(limits.rides_ahead),
-        min_chunk_tokens=limits.min_chunk_tokens(cost),
-        memory_tokens=memory.capacity_tokens,
-        block_tokens=memory.block_tokens,
-        lends=False,
-    )
+# Of the drafted tokens that are accepted in the mean a plan counts on this share.
+COUNTED = 0.25
 
 
 @njit(cache=True)
-def batch_ms(tokens: int, requests: int, context: int, world: World) -> float:
+def batch_ms(tokens: int, requests: int, context: int, drafts: int, world: World) -> float:
     """`CostModel.batch_ms`, bit for bit."""
     worst = 0.0
     if requests > 0:
@@ -147,6 +54,7 @@ def batch_ms(tokens: int, requests: int, context: int, world: World) -> float:
                 world.tokens_ms[k] * tokens
                 + world.requests_ms[k] * requests
                 + world.context_ms[k] * context
+                + world.draft_ms[k] * drafts
                 + world.const_ms[k]
             )
             worst = max(worst, ms)
@@ -154,13 +62,15 @@ def batch_ms(tokens: int, requests: int, context: int, world: World) -> float:
 
 
 @njit(cache=True)
-def chunk_tokens(tokens: int, requests: int, context: int, prefix: int, within_ms: float, world: World) -> int:
+def chunk_tokens(
+    tokens: int, requests: int, context: int, drafts: int, prefix: int, within_ms: float, world: World
+) -> int:
     """The most tokens that one more row after `prefix` KV tokens may add to a batch of `within_ms`."""
     room = 1e15
     for k in range(world.const_ms.size):
         left_ms = (
             within_ms
-            - world.const_ms[k]
+            - (world.const_ms[k] + world.draft_ms[k] * drafts)
             - world.tokens_ms[k] * tokens
             - world.requests_ms[k] * (requests + 1)
             - world.context_ms[k] * (context + prefix)
@@ -215,8 +125,59 @@ def fits(newcomer: int, rows: Rows, take: Ints, world: World) -> bool:
 
 
 @njit(cache=True)
-def choose(now_s: float, rows: Rows, prompts: Ints, world: World, take: Ints) -> float:
-    """Choose the batch that starts at `now_s`: fills `take` with each row's tokens, returns its time in ms.
+def accepted(drafts: int, world: World) -> float:
+    """`tokens_a_step` for so many drafts."""
+    tokens, chance = 1.0, 1.0
+    for _ in range(drafts):
+        chance *= world.acceptance
+        tokens += chance
+    return tokens
+
+
+@njit(cache=True)
+def counted(drafts: int, world: World) -> float:
+    """Tokens of a step that a plan counts on: among several decoders one has little luck, and all wait for it."""
+    return 1.0 + COUNTED * (accepted(drafts, world) - 1.0)
+
+
+@njit(cache=True)
+def drafts_for(slack_ms: float, prompts_wait: bool, rows: Rows, world: World) -> int:
+    """How many tokens to draft for each decoder of a batch that must end within `slack_ms`."""
+    if world.acceptance == 0.0:
+        return 0
+    decoders, context, tightest_ms = 0, 0, INF
+    for i in range(rows.left.size):
+        if rows.left[i] > 0 and rows.uncached[i] == 0:
+            decoders += 1
+            context += rows.context[i] + 1
+            tightest_ms = min(tightest_ms, rows.pace[i] * 1e3)
+    late = batch_ms(decoders, decoders, context, 0, world) > slack_ms
+    best, most = 0, -INF
+    for drafts in range(MAX_DRAFTS + 1):
+        tokens = decoders * (1 + drafts)
+        all_ms = batch_ms(tokens, decoders, context + decoders * drafts, drafts, world)
+        if drafts > 0 and all_ms > slack_ms and not late:
+            break
+        gain = accepted(drafts, world)
+        worth = gain / all_ms
+        if prompts_wait and not late:
+            length_ms = max(min(tightest_ms * counted(drafts, world), world.max_batch_ms), 1e-3)
+            # Those with a looser pace ride in a part of the batches only.
+            riders = 0.0
+            for i in range(rows.left.size):
+                if rows.left[i] > 0 and rows.uncached[i] == 0:
+                    riders += min(length_ms / (rows.pace[i] * 1e3 * gain), 1.0)
+            idle_ms = batch_ms(0, 1, 0, drafts, world)
+            worth = (length_ms - idle_ms - riders / decoders * (all_ms - idle_ms)) / length_ms
+        if worth > most:
+            best, most = drafts, worth
+    return best
+
+
+@njit(cache=True)
+def choose(now_s: float, rows: Rows, prompts: Ints, world: World, take: Ints) -> tuple[float, int]:
+    """Choose the batch that starts at `now_s`: fills `take` with each prompt's tokens and 1 for each decoder that
+    rides; returns its time in ms and how many tokens are drafted for each of these.
 
     prompts  the rows with a prompt to compute, by due time
     """
@@ -233,33 +194,37 @@ def choose(now_s: float, rows: Rows, prompts: Ints, world: World, take: Ints) ->
         if rows.left[i] > 0 and rows.uncached[i] > 0:
             head = i
             break
-    all_ms = batch_ms(decoders, decoders, context, world)
     slack_ms = (tightest_s - now_s) * 1e3
+    drafts = drafts_for(slack_ms, head != _NOBODY, rows, world) if decoders > 0 else 0
+    row = 1 + drafts
+    all_ms = batch_ms(decoders * row, decoders, context + decoders * drafts, drafts, world)
     if head == _NOBODY and all_ms <= slack_ms:
         for i in range(rows.left.size):
             if rows.left[i] > 0:
                 take[i] = 1
-        return all_ms
+        return all_ms, drafts
 
     # 1. Decoders that would be late after this batch and the next, or would cut the next one short: each batch costs
     # its constant. Where not even they fit, those that would be late after this one.
     longest_ms = max(world.max_batch_ms, ROOM_FOR_WORK * all_ms)
     window_ms = slack_ms if head == _NOBODY else min(slack_ms, longest_ms)
-    next_ms = max(min(pace_s * 1e3, longest_ms), all_ms)
-    tokens, context = 0, 0
+    next_ms = max(min(pace_s * accepted(drafts, world) * 1e3, longest_ms), all_ms)
+    requests, context = 0, 0
     for ahead in (world.rides_ahead, 0.0):
         horizon_s = now_s + (max(window_ms, 0.0) + next_ms * ahead) / 1e3
-        tokens, context = 0, 0
+        requests, context = 0, 0
         for i in range(rows.left.size):
             take[i] = 0
             if rows.left[i] > 0 and rows.uncached[i] == 0 and due_s(i, rows) <= horizon_s:
                 take[i] = 1
-                tokens += 1
-                context += rows.context[i] + 1
-        if batch_ms(tokens, tokens, context, world) <= window_ms:
+                requests += 1
+                context += rows.context[i] + row
+        if batch_ms(requests * row, requests, context, drafts, world) <= window_ms:
             break
-    requests = tokens
-    must_ms = batch_ms(tokens, requests, context, world)
+    if requests == 0:
+        drafts, row = 0, 1
+    tokens = requests * row
+    must_ms = batch_ms(tokens, requests, context, drafts, world)
     # Late whatever is done: a third of the time goes to a prompt that is due before the decoders, or to the other
     # decoders, who would each cost a batch's constant later.
     late = must_ms > window_ms
@@ -274,7 +239,7 @@ def choose(now_s: float, rows: Rows, prompts: Ints, world: World, take: Ints) ->
             break
         if rows.held[i] == 0 and world.memory_tokens >= 0 and not fits(i, rows, take, world):
             continue
-        room = chunk_tokens(tokens, requests, context, rows.context[i], window_ms, world)
+        room = chunk_tokens(tokens, requests, context, drafts, rows.context[i], window_ms, world)
         chunk = min(room, rows.uncached[i])
         whole = chunk == rows.uncached[i]
         if chunk <= 0 or (not whole and chunk < world.min_chunk_tokens):
@@ -285,29 +250,32 @@ def choose(now_s: float, rows: Rows, prompts: Ints, world: World, take: Ints) ->
         context += rows.context[i] + chunk
         if not whole:
             break
-        so_far_ms = batch_ms(tokens, requests, context, world)
+        so_far_ms = batch_ms(tokens, requests, context, drafts, world)
         window_ms = min(window_ms, max((due_s(i, rows) - now_s) * 1e3, so_far_ms))
 
     # 3. The other decoders. If there is nothing else to do, they are not kept waiting.
     for i in range(rows.left.size):
         if rows.left[i] > 0 and rows.uncached[i] == 0 and take[i] == 0:
-            with_ms = batch_ms(tokens + 1, requests + 1, context + rows.context[i] + 1, world)
+            with_ms = batch_ms(tokens + row, requests + 1, context + rows.context[i] + row, drafts, world)
             if with_ms <= window_ms or requests == 0:
                 take[i] = 1
-                tokens += 1
+                tokens += row
                 requests += 1
-                context += rows.context[i] + 1
-    return batch_ms(tokens, requests, context, world)
+                context += rows.context[i] + row
+    return batch_ms(tokens, requests, context, drafts, world), drafts
 
 
 @njit(cache=True)
-def advance(now_s: float, rows: Rows, take: Ints, world: World, excused: Flags, late: Flags) -> int:
-    """The batch `take` has ended at `now_s`: move its rows on; the first row late that is not excused, or -1."""
+def advance(now_s: float, rows: Rows, take: Ints, gain: int, world: World, excused: Flags, late: Flags) -> int:
+    """The batch `take` has ended at `now_s`: move its rows on, decoders by `gain` tokens; the first row late that is
+    not excused, or -1.
+    """
     first = _NOBODY
     for i in range(rows.left.size):
         if take[i] == 0:
             continue
         must_s = min(due_s(i, rows) + rows.reserve[i], rows.deadline[i])
+        tokens = 1
         if rows.uncached[i] > 0:
             rows.uncached[i] -= take[i]
             rows.context[i] += take[i]
@@ -317,31 +285,39 @@ def advance(now_s: float, rows: Rows, take: Ints, world: World, excused: Flags, 
             # A prompt computed again after a preemption carries on with its pace.
             must_s = min(rows.first_due[i], rows.deadline[i]) if rows.paced[i] == INF else must_s
         else:
-            rows.context[i] += 1
+            tokens = min(gain, rows.left[i])
+            rows.context[i] += tokens
             rows.held[i] = rows.context[i]
-        if rows.paced[i] == INF:
-            early_s = max(rows.slack_until[i] - now_s, 0.0)
-            lent_s = min(early_s, rows.credit[i])
-            rows.paced[i] = now_s + lent_s
-            if rows.switch[i] == 0:
-                rows.switch[i], rows.later[i] = rows.repay[i] + 1, rows.pace[i]
-            rows.pace[i] -= lent_s / rows.repay[i]
-            rows.reserve[i] += early_s - lent_s
-        else:
-            rows.paced[i] = now_s if rows.pace[i] == INF else rows.paced[i] + rows.pace[i]
         if now_s > must_s + _EPSILON_S:
             late[i] = True
             if first == _NOBODY and not excused[i]:
                 first = i
-        rows.switch[i] -= 1
-        if rows.switch[i] == 0:
-            rows.pace[i] = rows.later[i]
-        rows.left[i] -= 1
+        for _ in range(tokens):
+            _token(i, now_s, rows)
         if rows.left[i] == 0:
             rows.held[i] = 0
     if world.lends:
         lend(rows)
     return first
+
+
+@njit(cache=True)
+def _token(i: int, now_s: float, rows: Rows) -> None:
+    """Row `i` has its next token at `now_s`."""
+    if rows.paced[i] == INF:
+        early_s = max(rows.slack_until[i] - now_s, 0.0)
+        lent_s = min(early_s, rows.credit[i])
+        rows.paced[i] = now_s + lent_s
+        if rows.switch[i] == 0:
+            rows.switch[i], rows.later[i] = rows.repay[i] + 1, rows.pace[i]
+        rows.pace[i] -= lent_s / rows.repay[i]
+        rows.reserve[i] += early_s - lent_s
+    else:
+        rows.paced[i] = now_s if rows.pace[i] == INF else rows.paced[i] + rows.pace[i]
+    rows.switch[i] -= 1
+    if rows.switch[i] == 0:
+        rows.pace[i] = rows.later[i]
+    rows.left[i] -= 1
 
 
 @njit(cache=True)
@@ -364,7 +340,7 @@ def certain(now_s: float, rows: Rows, world: World, late: Flags) -> bool:
             pace_s = min(pace_s, rows.pace[i])
             if rows.switch[i] > 0:
                 pace_s = min(pace_s, rows.later[i])
-    longest_ms = batch_ms(decoders, decoders, context, world)
+    longest_ms = batch_ms(decoders, decoders, context, 0, world)
     if now_s * 1e3 + longest_ms > tightest_s * 1e3 or longest_ms > pace_s * 1e3:
         return False
     for i in range(rows.left.size):
@@ -387,24 +363,30 @@ def foresee(now_s: float, rows: Rows, world: World, excused: Flags, late: Flags)
     if world.lends:
         lend(rows)
     take = np.zeros(rows.left.size, dtype=np.int64)
+    owed = 0.0
     for _ in range(MAX_STEPS):
         if certain(now_s, rows, world, late):
             return KEPT, _NOBODY, now_s
-        ms = choose(now_s, rows, prompts, world, take)
+        ms, drafts = choose(now_s, rows, prompts, world, take)
         if ms == 0.0:
             for i in range(rows.left.size):
                 if rows.left[i] > 0:
                     return NO_MEMORY, i, now_s
             return KEPT, _NOBODY, now_s
+        # Whole tokens, as many in all as are counted on.
+        owed += counted(drafts, world)
+        gain = int(owed)
+        owed -= gain
         if world.memory_tokens >= 0:
             held = 0
             for i in range(rows.left.size):
                 if rows.left[i] > 0:
-                    held += _blocks(rows.context[i] + take[i] if take[i] > 0 else rows.held[i], world)
+                    grows = take[i] if rows.uncached[i] > 0 else gain
+                    held += _blocks(rows.context[i] + grows if take[i] > 0 else rows.held[i], world)
             if held > world.memory_tokens:
                 return NO_MEMORY, _NOBODY, now_s
         now_s += ms / 1e3
-        first = advance(now_s, rows, take, world, excused, late)
+        first = advance(now_s, rows, take, gain, world, excused, late)
         if first != _NOBODY:
             return LATE, first, now_s
     return TOO_FAR, _NOBODY, now_s

@@ -15,7 +15,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from slos_sglang.policy.plan import World, batch_ms, chunk_tokens
+from slos_sglang.policy.plan import batch_ms, chunk_tokens
+from slos_sglang.policy.state import World
 
 # The decode population cannot keep its pace, prefill or not.
 TOO_MANY = -1
@@ -72,7 +73,7 @@ def _in_batches_of(length_ms: float, within_ms: float, decoders: Decoders, world
     So nobody is ever due before a batch ends, and each tier rides when its own pace says so; now and then all do.
     """
     tiers, rows = decoders.counts.size, decoders.counts.sum()
-    if batch_ms(rows, rows, rows * (decoders.context_tokens + 1), world) > length_ms + _EPSILON_MS:
+    if batch_ms(rows, rows, rows * (decoders.context_tokens + 1), 0, world) > length_ms + _EPSILON_MS:
         return TOO_MANY
     due_ms = np.where(decoders.counts > 0, decoders.paces_ms, np.inf)
     start_ms, done, best = 0.0, 0, 0
@@ -111,4 +112,4 @@ def _room(
         if due_ms[k] < end_ms + length_ms - _EPSILON_MS:
             rows += decoders.counts[k]
     within_ms = end_ms - start_ms + _EPSILON_MS
-    return chunk_tokens(rows, rows, rows * (decoders.context_tokens + 1), done, within_ms, world)
+    return chunk_tokens(rows, rows, rows * (decoders.context_tokens + 1), 0, done, within_ms, world)

@@ -281,7 +281,7 @@ class Request(Numbers):
         phase, *self.to_come = slo.all_phases
         self._enter(phase)
         delivery_s = delivery_ms / 1e3
-        decode_ms = cost.const_ms + cost.decode_token_ms(self.uncached_tokens + self.context_tokens)
+        decode_ms = cost.token_ms(self.uncached_tokens + self.context_tokens)
         self.least_s = decode_ms / 1e3
         self.first_due_s = self.arrival_s + self.ttft_s - delivery_s
         self.delivery_s, self.prefill_ms = delivery_s, prefill_ms

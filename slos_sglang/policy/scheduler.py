@@ -19,6 +19,7 @@ from slos_sglang.policy.batches import TURN_AFTER, UNBOUNDED, Batch, Limits, Mem
 from slos_sglang.policy.holds import Holds
 from slos_sglang.policy.programs import Programs
 from slos_sglang.policy.request import INF, Request, lost, table_of
+from slos_sglang.policy.state import Flags, Rows, World, copy_of, rows_of, world_of
 
 _NO_BOUND_MS = 1e9
 
@@ -108,7 +109,7 @@ class Scheduler:
         if not promised:
             return self._left_over(now_s, others, memory)
 
-        world = plan.world_of(self.cost, self.limits, memory, margin=self.cost.margin)
+        world = world_of(self.cost, self.limits, memory, margin=self.cost.margin)
         chosen = _Chosen(now_s, promised, world, lends=self._lends)
         self._lends = chosen.lends
         batch = chosen.batch(self.cost)
@@ -166,7 +167,7 @@ class Scheduler:
 
     def _least_ms(self, batch: Batch, request: Request) -> float:
         """What `batch` takes with the least of `request` beside it."""
-        tokens = min(max(request.uncached_tokens, 1), self.limits.min_chunk_tokens(self.cost))
+        tokens = min(request.uncached_tokens, self.limits.min_chunk_tokens(self.cost)) or 1 + batch.drafts
         size = replace(batch.size)
         size.add(tokens=tokens, context_tokens=request.context_tokens + tokens)
         return self.cost.batch_ms(size) * self.cost.margin
@@ -241,35 +242,39 @@ class _Chosen:
     It `lends` prompts what decoders have in reserve where promises hang on that, no longer than they do.
     """
 
-    def __init__(self, now_s: float, promised: Sequence[Request], world: plan.World, *, lends: bool) -> None:
+    def __init__(self, now_s: float, promised: Sequence[Request], world: World, *, lends: bool) -> None:
         self.now_s = now_s
         self._promised, self._world = promised, world
         table = table_of(promised)
-        self._rows = plan.rows_of(table)
+        self._rows = rows_of(table)
         self._decodes = self._rows.uncached == 0
         prompts = np.nonzero(~self._decodes)[0]
         self._prompts = prompts[np.argsort(table["due_s"][prompts], kind="stable")]
         self._tightest_s = table["due_s"][self._decodes].min(initial=INF)
         self._take = np.zeros(len(promised), dtype=np.int64)
         nobody = np.zeros(len(promised), dtype=np.bool_)
-        if lends and self._kept(now_s, plan.copy_of(self._rows), nobody, nobody.copy()):
+        if lends and self._kept(now_s, copy_of(self._rows), nobody, nobody.copy()):
             lends = False
         if lends:
             self._world = world._replace(lends=True)
             plan.lend(self._rows)
         self.lends = lends
-        plan.choose(now_s, self._rows, self._prompts, self._world, self._take)
+        _, self._drafts = plan.choose(now_s, self._rows, self._prompts, self._world, self._take)
 
     def batch(self, cost: CostModel) -> Batch:
         """Decoders by arrival, then chunks by due time."""
-        there, tokens = self._take > 0, int(self._take.sum())
-        size = BatchSize(tokens, int(there.sum()), int(self._rows.context[there].sum()) + tokens)
+        there, drafts = self._take > 0, self._drafts
+        decode = [self._promised[i] for i in np.nonzero(there & self._decodes)[0].tolist()]
+        tokens = int(self._take.sum()) + drafts * len(decode)
+        context_tokens = int(self._rows.context[there].sum()) + tokens
+        size = BatchSize(tokens, int(there.sum()), context_tokens, draft_steps=drafts if decode else 0)
         chunks = self._prompts[there[self._prompts]]
         return Batch(
-            decode=[self._promised[i] for i in np.nonzero(there & self._decodes)[0].tolist()],
+            decode=decode,
             prefill=[(self._promised[i], int(self._take[i])) for i in chunks.tolist()],
             size=size,
             predicted_ms=cost.batch_ms(size),
+            drafts=drafts,
         )
 
     @cached_property
@@ -301,13 +306,14 @@ class _Chosen:
         kept = self._kept_after(alone_ms, excused=~nobody, late=late)
         return not kept or (bool(late.any()) and self._kept_after(took_ms, excused=late))
 
-    def _kept_after(self, took_ms: float, *, excused: plan.Flags, late: plan.Flags | None = None) -> bool:
+    def _kept_after(self, took_ms: float, *, excused: Flags, late: Flags | None = None) -> bool:
         late = np.zeros_like(excused) if late is None else late
-        after = plan.copy_of(self._rows)
+        after = copy_of(self._rows)
         end_s = self.now_s + took_ms / 1e3
-        if plan.advance(end_s, after, self._take, self._world, excused, late) >= 0:
+        gain = int(plan.counted(self._drafts, self._world))
+        if plan.advance(end_s, after, self._take, gain, self._world, excused, late) >= 0:
             return False
         return self._kept(end_s, after, excused, late)
 
-    def _kept(self, now_s: float, rows: plan.Rows, excused: plan.Flags, late: plan.Flags) -> bool:
+    def _kept(self, now_s: float, rows: Rows, excused: Flags, late: Flags) -> bool:
         return bool(plan.foresee(now_s, rows, self._world, excused, late)[0] == plan.KEPT)

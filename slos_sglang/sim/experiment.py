@@ -40,6 +40,7 @@ class Experiment:
     replicas  servers like the model; programs go round
     lengths   what policies know of output lengths (see `simulate`)
     noise     sigma of a log-normal factor on every step's time
+    acceptance  probability that a token of the model's draft model is accepted; 0: nothing is drafted
     rejects   a declined stage is refused at once, instead of being served with what is left over
     """
 
@@ -52,6 +53,7 @@ class Experiment:
     replicas: int = 1
     lengths: Lengths = "estimated"
     noise: float = 0.0
+    acceptance: float = 0.0
     rejects: bool = False
 
     def __post_init__(self) -> None:
@@ -72,7 +74,9 @@ class Experiment:
     def policies(self) -> list[Policy]:
         """A fresh policy for each replica. Raises `ValueError` for an option that the policy has not."""
         try:
-            return [KNOWN[self.policy](cost=self.model.cost(), **self.options) for _ in range(self.replicas)]
+            return [
+                KNOWN[self.policy](cost=self.model.cost(self.acceptance), **self.options) for _ in range(self.replicas)
+            ]
         except TypeError as error:
             raise ValueError(f"options of policy {self.policy!r}: {error}") from None
 
@@ -92,7 +96,7 @@ class Experiment:
         return simulate(
             self.workload(rate_req_s, seed),
             policies,
-            self.model.cost(),
+            self.model.cost(self.acceptance),
             memory_tokens=self.model.kv_tokens,
             lengths=self.lengths,
             noise=self.noise,
@@ -129,6 +133,7 @@ class Experiment:
             "draw": draw if self.programs is None else None,
             "lengths": self.lengths,
             "noise": self.noise,
+            "acceptance": self.acceptance,
             "rejects": self.rejects,
         }
 
@@ -168,7 +173,7 @@ class Experiment:
 
     def bound(self, *, target: float = 0.9) -> Bound:
         """The upper bounds on its capacity, programs a second for all replicas together."""
-        bound = capacity_bound(self.workload(None, 0), self.model, target=target)
+        bound = capacity_bound(self.workload(None, 0), self.model, target=target, acceptance=self.acceptance)
         return Bound(**{name: value * self.replicas for name, value in asdict(bound).items()})
 
     def key(self, rate_req_s: float, seed: int) -> dict[str, Any]:

@@ -23,7 +23,9 @@ from slos_sglang.workloads.program import Program, Stage
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One draw. `belief` scales the policy's cost model against the true one; None: a model that corrects itself."""
+    """One draw. `belief` scales the policy's cost model against the true one; None: a model that corrects itself.
+    `drafts` is what a baseline drafts, on a server with a draft model.
+    """
 
     seed: int
     policy: str
@@ -33,6 +35,8 @@ class Case:
     memory_tokens: int
     block_tokens: int
     noise: float
+    acceptance: float
+    drafts: int
     lengths: Lengths
     programs: tuple[Program, ...]
     aborts: tuple[Abort, ...]
@@ -44,12 +48,14 @@ class Case:
         def believed() -> CostModel:
             if belief is None:
                 return OnlineCostModel()
-            return CostModel(*(_scaled(piece, belief) for piece in self.pieces))
+            return CostModel(*(_scaled(piece, belief) for piece in self.pieces), acceptance=self.acceptance)
 
+        drafts = self.policy != "slos" and believed().acceptance
+        options = {"drafts": self.drafts} if drafts else {}
         return simulate(
             self.programs,
-            [POLICIES[self.policy](cost=believed()) for _ in range(self.replicas)],
-            CostModel(*self.pieces),
+            [POLICIES[self.policy](cost=believed(), **options) for _ in range(self.replicas)],
+            CostModel(*self.pieces, acceptance=self.acceptance),
             memory_tokens=self.memory_tokens,
             block_tokens=self.block_tokens,
             lengths=self.lengths,
@@ -66,16 +72,19 @@ def draw(seed: int, policies: Sequence[str] = tuple(POLICIES)) -> Case:
     policy = rng.choice(policies)
     programs = _programs(random.Random(f"{seed}/load"), rng.randint(1, 60))
     block_tokens = rng.choice((1, 16))
+    drafting = random.Random(f"{seed}/drafts")
     largest = max(s.prompt_tokens + s.output_tokens for program in programs for s in program.stages)
     return Case(
         seed=seed,
         policy=policy,
         replicas=rng.choice((2, 3)) if policy == "distserve" else rng.choice((1, 1, 1, 2, 3)),
-        pieces=_pieces(rng),
+        pieces=_pieces(rng, drafting),
         belief=rng.choice((1.0, 1.0, 0.8, 1.25, None)),
         memory_tokens=int((largest + block_tokens) * rng.choice((1.0, 1.3, 3, 30))),
         block_tokens=block_tokens,
         noise=rng.choice((0.0, 0.1, 0.5)),
+        acceptance=drafting.choice((0.0, 0.0, 0.7, drafting.uniform(0.05, 0.95))),
+        drafts=drafting.choice((0, 1, 4)),
         lengths=rng.choice(("oracle", "estimated", 0.5, 2.0)),
         programs=programs,
         aborts=_aborts(random.Random(f"{seed}/aborts"), programs),
@@ -105,15 +114,17 @@ def _scaled(piece: Piece, factor: float) -> Piece:
         tokens_ms=piece.tokens_ms * factor,
         requests_ms=piece.requests_ms * factor,
         context_ms=piece.context_ms * factor,
+        spec_steps_ms=piece.spec_steps_ms * factor,
         const_ms=piece.const_ms * factor,
     )
 
 
-def _pieces(rng: random.Random) -> tuple[Piece, ...]:
+def _pieces(rng: random.Random, drafting: random.Random) -> tuple[Piece, ...]:
     piece = Piece(
         tokens_ms=rng.uniform(0.02, 0.1),
         requests_ms=rng.choice((0.0, 0.3)),
         context_ms=rng.choice((0.0, 1e-3)),
+        spec_steps_ms=drafting.uniform(0.1, 5),
         const_ms=rng.uniform(5, 35),
     )
     return (piece, Piece(const_ms=rng.uniform(5, 50))) if rng.random() < 0.3 else (piece,)

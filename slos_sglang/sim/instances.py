@@ -16,6 +16,7 @@ from slos_sglang.policy import plan
 from slos_sglang.policy.batch_time import CostModel, Piece
 from slos_sglang.policy.batches import Limits, Memory
 from slos_sglang.policy.request import Request, table_of
+from slos_sglang.policy.state import rows_of, world_of
 from slos_sglang.slo import WireSLO
 
 MAX_ASKING = 10
@@ -38,8 +39,8 @@ class Instance:
         """Are all targets kept if `admitted` are promised too? By the exact simulation, batch by batch."""
         requests = sorted((*self.promised, *admitted), key=lambda r: r.seq)
         nobody = np.zeros(len(requests), dtype=np.bool_)
-        world = plan.world_of(self.cost, self.limits, self.memory)
-        code, _, _ = plan.foresee(self.now_s, plan.rows_of(table_of(requests)), world, nobody, nobody.copy())
+        world = world_of(self.cost, self.limits, self.memory)
+        code, _, _ = plan.foresee(self.now_s, rows_of(table_of(requests)), world, nobody, nobody.copy())
         return bool(code == plan.KEPT)
 
     def optimum(self) -> float:

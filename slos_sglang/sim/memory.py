@@ -75,6 +75,10 @@ class KVMemory:
         while over > 0:
             over -= self._evict(over)
 
+    def shrink(self, blocks: int) -> None:
+        """Requests give back `blocks` of what was drafted and rejected."""
+        self.held_blocks -= blocks
+
     def release(self, tokens: int) -> None:
         """A request gives up its `tokens` of KV."""
         self.held_blocks -= self.blocks(tokens)

@@ -107,6 +107,11 @@ class Step:
     held_tokens: int
 
 
+def _grown(held_tokens: int, tokens: int, block_tokens: int) -> int:
+    """Blocks that so many tokens take after those that are held."""
+    return -(-(held_tokens + tokens) // block_tokens) - -(-held_tokens // block_tokens)
+
+
 def _seq(request: Request) -> int:
     return request.seq
 
@@ -123,7 +128,7 @@ class Replica:
         *,
         lengths: LengthEstimator | None,
         noise: float,
-        rng: random.Random,
+        seed: int,
         trace: bool,
         timed: bool,
     ) -> None:
@@ -145,7 +150,8 @@ class Replica:
         self.awake = False
         self._took_s = 0.0
         self._undecided: list[Request] = []
-        self._lengths, self._noise, self._rng, self._trace, self._timed = lengths, noise, rng, trace, timed
+        self._lengths, self._noise, self._trace, self._timed = lengths, noise, trace, timed
+        self._step_rng, self._draft_rng = (random.Random(f"{seed}/{what}/{index}") for what in ("noise", "drafts"))
 
     # What happens ------------------------------------------------------------------------------------------------
 
@@ -213,7 +219,7 @@ class Replica:
         self._start(batch)
         step_s = self.true_cost.batch_ms(batch.size) / 1e3
         if self._noise:
-            step_s *= self._rng.lognormvariate(0.0, self._noise)
+            step_s *= self._step_rng.lognormvariate(0.0, self._noise)
         self.batch, self._took_s = batch, step_s
         if self._trace:
             self._record(batch, now_s, now_s + step_s)
@@ -281,13 +287,14 @@ class Replica:
         for request in batch.preempt:
             self._preempt(request)
         blocks = tokens = context = 0
+        row_tokens = 1 + batch.drafts
         for request in batch.decode:
             call: Call = request.handle
             assert call.place is Place.DECODING and call.replica == index, f"{request.rid} does not decode here"
             assert call.step != step, f"{request.rid} is in the batch twice"
             call.step = step
             context += request.context_tokens
-            blocks += request.context_tokens % block == 0
+            blocks += _grown(request.context_tokens, row_tokens, block)
         for request, chunk in batch.prefill:
             call = request.handle
             assert call.place is Place.WAITING and call.replica == index, f"{request.rid} does not wait here"
@@ -302,7 +309,10 @@ class Replica:
                 memory.claim(call.program.id, request.context_tokens)
         memory.grow(blocks)
         rows = len(batch.decode)
-        size = BatchSize(tokens + rows, len(batch.prefill) + rows, context + rows)
+        decoded = rows * row_tokens
+        size = BatchSize(
+            tokens + decoded, len(batch.prefill) + rows, context + decoded, draft_steps=batch.drafts if rows else 0
+        )
         assert batch.size == size, f"the batch is {size}, not {batch.size}"
 
     def _preempt(self, request: Request) -> None:
@@ -331,12 +341,18 @@ class Replica:
         if isinstance(self.policy.cost, OnlineCostModel):
             self.policy.cost.observe(batch.size, self._took_s * 1e3)
         for request in batch.decode:
-            request.context_tokens += 1
-            request.token(now_s)
+            tokens = self._accepted(batch.drafts) if batch.drafts else 1
             call: Call = request.handle
-            call.token_s.append(now_s)
-            if request.output_tokens == call.mark:
-                self._at_mark(call, now_s, ended)
+            if batch.drafts:
+                tokens = min(tokens, call.stage.output_tokens - request.output_tokens)
+                unused = 1 + batch.drafts - tokens
+                self.memory.shrink(_grown(request.context_tokens + tokens, unused, self.memory.block_tokens))
+            request.context_tokens += tokens
+            for _ in range(tokens):
+                request.token(now_s)
+                call.token_s.append(now_s)
+                if request.output_tokens == call.mark:
+                    self._at_mark(call, now_s, ended)
         for request, tokens in batch.prefill:
             request.context_tokens += tokens
             request.uncached_tokens -= tokens
@@ -360,6 +376,13 @@ class Replica:
                 ended.append(call)
         self.leaving = []
         return ended, [call for call in prefilled if call.place is Place.DECODING]
+
+    def _accepted(self, drafts: int) -> int:
+        """Tokens of a decoder for which so many were drafted: one, and the drafted ones up to the first rejected."""
+        tokens = 1
+        while tokens <= drafts and self._draft_rng.random() < self.true_cost.acceptance:
+            tokens += 1
+        return tokens
 
     def hand_over(self, call: Call, target: Replica) -> None:
         """`target` will decode the call; its KV stays here until it is taken."""

@@ -10,7 +10,6 @@ What must stay true: when arrivals stop, everything drains; every call ends or i
 from __future__ import annotations
 
 import heapq
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -122,7 +121,7 @@ def simulate(
                 KVMemory(capacity_tokens=memory_tokens, block_tokens=block_tokens),
                 lengths=LengthEstimator() if lengths == "estimated" else None,
                 noise=noise,
-                rng=random.Random(f"{seed}/noise/{index}"),
+                seed=seed,
                 trace=trace,
                 timed=timed,
             )

@@ -10,7 +10,7 @@ import pytest
 from slos_sglang.policy.batch_time import CostModel, Piece
 from slos_sglang.policy.batches import Limits, Memory
 from slos_sglang.policy.dp import Choice, Prompt, tiers
-from slos_sglang.policy.plan import World, world_of
+from slos_sglang.policy.state import World, world_of
 
 
 def world(cost: CostModel, *, memory_tokens: int = -1, max_batch_ms: float = 60.0) -> World:

@@ -13,6 +13,7 @@ from slos_sglang.policy.batch_time import CostModel, Piece
 from slos_sglang.policy.batches import UNBOUNDED, Limits
 from slos_sglang.policy.request import Request, table_of
 from slos_sglang.policy.scheduler import Scheduler
+from slos_sglang.policy.state import rows_of, world_of
 from slos_sglang.sim.promises import broken, draw_load, kept
 from slos_sglang.sim.run import simulate
 from slos_sglang.slo import WireSLO
@@ -103,6 +104,6 @@ def test_whoever_is_late_anyway_is_not_followed_to_its_end() -> None:
         request.token(0.0)
         requests.append(request)
     late = np.zeros(2, dtype=np.bool_)
-    world = plan.world_of(cost, Limits(), UNBOUNDED)
-    code, _, when_s = plan.foresee(0.0, plan.rows_of(table_of(requests)), world, np.ones_like(late), late)
+    world = world_of(cost, Limits(), UNBOUNDED)
+    code, _, when_s = plan.foresee(0.0, rows_of(table_of(requests)), world, np.ones_like(late), late)
     assert code == plan.KEPT and when_s < 0.1 and late.tolist() == [True, False]

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from slos_sglang.policy.batch_time import BatchSize, CostModel, Piece
 from slos_sglang.policy.batches import Limits, Memory
-from slos_sglang.policy.plan import World, world_of
 from slos_sglang.policy.prefill_budget import TOO_MANY, Decoders, prefill_budget
+from slos_sglang.policy.state import World, world_of
 
 # 10 ms a step, 0.1 ms a token.
 COST = CostModel(Piece(tokens_ms=0.1, const_ms=10))

@@ -249,7 +249,7 @@ def test_a_failure_names_its_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
     main(["--seed", "2", "--runs", "2", "--policy", "vllm"], told.append)
     assert told == ["2 cases held"]
-    monkeypatch.setitem(POLICIES, "vllm", lambda cost: Broken(idles))
+    monkeypatch.setitem(POLICIES, "vllm", lambda cost, **options: Broken(idles))
     with pytest.raises(AssertionError):
         main(["--seed", "4", "--runs", "3", "--policy", "vllm"], told.append)
     assert told[-1].startswith("seed 4 (vllm") and told[-1].endswith("--seed 4 --runs 1")

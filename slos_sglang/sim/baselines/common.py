@@ -16,10 +16,19 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class Baseline:
-    """A scheduler that takes everybody and promises nothing. `cost` is what it believes of the server."""
+    """A scheduler that takes everybody and promises nothing. `cost` is what it believes of the server; `drafts` tokens
+    are drafted for every decoder in every step, as engines with a draft model do.
+    """
 
     cost: CostModel
     limits: Limits = field(default_factory=Limits)
+    drafts: int = 0
+
+    def __post_init__(self) -> None:
+        if self.drafts < 0:
+            raise ValueError(f"drafts must be at least 0, not {self.drafts!r}")
+        if self.drafts and not self.cost.acceptance:
+            raise ValueError(f"drafts must be 0 on a server without a draft model, not {self.drafts!r}")
 
     def admit(
         self,
@@ -90,17 +99,24 @@ def decode_all(
 
     started  prompts in progress: they hold KV and may be the ones to lose it
     keep     by default in order of arrival (vLLM)
+
+    Where memory is short nothing is drafted.
     """
-    block = room.block_tokens
+    block, row_tokens = room.block_tokens, 1 + batch.drafts
     contexts = [r.context_tokens for r in decoding]
-    need = [context % block for context in contexts].count(0)
+    if batch.drafts:
+        need = sum(room.need(r, row_tokens) for r in decoding)
+    else:
+        need = [context % block for context in contexts].count(0)
     if need <= room.blocks:
         room.blocks -= need
         batch.decode.extend(decoding)
-        batch.size.tokens += len(decoding)
+        batch.size.tokens += len(decoding) * row_tokens
         batch.size.requests += len(decoding)
-        batch.size.context_tokens += sum(contexts) + len(decoding)
+        batch.size.context_tokens += sum(contexts) + len(decoding) * row_tokens
+        batch.size.draft_steps = batch.drafts if decoding else 0
         return
+    batch.drafts = 0
     holders = sorted((*decoding, *started), key=keep)
     while holders:
         request = holders.pop(0)

@@ -27,7 +27,7 @@ class Sarathi(Baseline):
     def next_batch(
         self, now_s: float, decoding: Sequence[Request], waiting: Sequence[Request], memory: Memory
     ) -> Batch:
-        batch = Batch()
+        batch = Batch(drafts=self.drafts)
         started = [r for r in waiting if r.started]
         room = Room(memory, watermark=self.watermark, started=started)
         decode_all(batch, room, decoding, started)

@@ -29,7 +29,7 @@ class SGLang(Baseline):
     def next_batch(
         self, now_s: float, decoding: Sequence[Request], waiting: Sequence[Request], memory: Memory
     ) -> Batch:
-        batch = Batch()
+        batch = Batch(drafts=self.drafts)
         room = Room(memory)
         started = [r for r in waiting if r.started]
         if waiting:

@@ -27,7 +27,7 @@ class VLLM(Baseline):
     def next_batch(
         self, now_s: float, decoding: Sequence[Request], waiting: Sequence[Request], memory: Memory
     ) -> Batch:
-        batch = Batch()
+        batch = Batch(drafts=self.drafts)
         room = Room(memory, watermark=self.watermark)
         for request in waiting:
             tokens = request.uncached_tokens
