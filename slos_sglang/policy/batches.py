@@ -37,7 +37,8 @@ class Limits:
     best_effort_max_wait_s  ageing: where no best effort was served for so long it is due; nothing is promised meanwhile
     min_chunk_steps         a chunk that takes less, in steps without any work, is not worth a row, unless it completes
                             its prompt
-    rides_ahead             decoders ride in a batch that come due within so many batches after it; others may not
+    rides_ahead             decoders ride in a batch that come due within so many batches after it, fewer where all of
+                            them take longer than what every step costs; others may not
     credit_share            share of the expected output's time that the slack of an early first token may lend later
                             tokens, which repay it by their end: it allows longer batches and still keeps the mean TPOT
     """

@@ -204,13 +204,16 @@ def choose(now_s: float, rows: Rows, prompts: Ints, world: World, take: Ints) ->
                 take[i] = 1
         return all_ms, drafts
 
-    # 1. Decoders that would be late after this batch and the next, or would cut the next one short: each batch costs
-    # its constant. Where not even they fit, those that would be late after this one.
+    # 1. Decoders that would be late after this batch and the next, or would cut the next ones short: each batch costs
+    # its constant. But their rows take this batch's time: the dearer they are beside the constant, the fewer ride ahead
+    # of their time. Where not even these fit, those that would be late after this one.
     longest_ms = max(world.max_batch_ms, ROOM_FOR_WORK * all_ms)
     window_ms = slack_ms if head == _NOBODY else min(slack_ms, longest_ms)
     next_ms = max(min(pace_s * accepted(drafts, world) * 1e3, longest_ms), all_ms)
+    idle_ms = batch_ms(0, 1, 0, drafts, world)
+    rides_ahead = world.rides_ahead * min(idle_ms / max(all_ms - idle_ms, 1e-9), 1.0)
     requests, context = 0, 0
-    for ahead in (world.rides_ahead, 0.0):
+    for ahead in (rides_ahead, 0.0):
         horizon_s = now_s + (max(window_ms, 0.0) + next_ms * ahead) / 1e3
         requests, context = 0, 0
         for i in range(rows.left.size):

@@ -31,11 +31,15 @@ def make(
 
 
 def plan(
-    decoding: list[Request], waiting: list[Request], limits: Limits = LIMITS, memory: Memory | None = None
+    decoding: list[Request],
+    waiting: list[Request],
+    limits: Limits = LIMITS,
+    memory: Memory | None = None,
+    cost: CostModel = COST,
 ) -> tuple[set[str], dict[str, int]]:
-    policy = Scheduler(cost=COST, limits=limits)
+    policy = Scheduler(cost=cost, limits=limits)
     batch = policy.next_batch(0.0, decoding, waiting, memory or Memory())
-    assert batch.predicted_ms == COST.batch_ms(batch.size)
+    assert batch.predicted_ms == cost.batch_ms(batch.size)
     return {r.rid for r in batch.decode}, {r.rid: tokens for r, tokens in batch.prefill}
 
 
@@ -55,6 +59,18 @@ def test_who_is_not_due_sits_out_while_prompts_wait() -> None:
     prompts = [make("p", due_ms=500, left=1000)]
     assert plan(decoding, prompts) == ({"tight"}, {"p": 399})
     assert plan(decoding, prompts, Limits(max_batch_ms=1000, rides_ahead=5)) == ({"tight", "loose"}, {"p": 398})
+
+
+def test_fewer_ride_ahead_where_their_rows_are_dear() -> None:
+    # Batches last 100 ms here, so the loose ones are due within 4 batches after this one. Where rows cost next to
+    # nothing they ride. With rows of 10 ms a step takes 20 ms with one, and 30 more with all four: they ride
+    # 5 * 20 / 30 batches ahead, no more.
+    decoding = [make("tight", due_ms=100), *(make(f"loose{n}", due_ms=500) for n in range(3))]
+    prompts = [make("p", due_ms=900, left=1000)]
+    limits = Limits(max_batch_ms=100, rides_ahead=5)
+    dear = CostModel(Piece(tokens_ms=0.1, requests_ms=10.0, const_ms=10.0))
+    assert plan(decoding, prompts, limits)[0] == {"tight", "loose0", "loose1", "loose2"}
+    assert plan(decoding, prompts, limits, cost=dear)[0] == {"tight"}
 
 
 def test_nobody_sits_out_for_nothing() -> None:
