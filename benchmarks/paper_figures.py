@@ -10,6 +10,7 @@ from slos_sglang.measure.plots import bars, curves, time_series
 
 Record = dict[str, Any]
 BURST_S = (20.0, 25.0)
+DRAFTING = ("slos", "qoserve", "edf", "sarathi", "vllm", "sglang")
 MAIN = ("slos", "slos, estimated", "qoserve", "edf", "vllm", "sarathi", "sglang", "distserve")
 
 
@@ -34,6 +35,9 @@ def draw(result: Mapping[str, Any], folder: Path) -> None:
         title="Capacity at 90 % of all offered",
         unit="programs/s per GPU",
     )
+    drafting = [record for record in records if record["section"] == "speculation"]
+    if drafting:
+        _draw_drafting(drafting, records, folder / "speculation.png")
     sweeps = [record for record in records if record["section"] == "overload"]
     if sweeps:
         for key, file, y in (
@@ -44,6 +48,22 @@ def draw(result: Mapping[str, Any], folder: Path) -> None:
     bursts = [record for record in records if record["section"] == "burst"]
     if bursts:
         _draw_burst(bursts, folder / "burst.png")
+
+
+def _draw_drafting(drafting: Sequence[Record], records: Sequence[Record], file: Path) -> None:
+    """The scheduler with drafts and without, and others at the best of their drafts, all at the same acceptance."""
+    usual = next(record["config"]["acceptance"] for record in drafting if record["label"] == "vllm")
+    alike = [record for record in drafting if record["config"]["acceptance"] == usual]
+    names = list(dict.fromkeys(record["scenario"] for record in alike))
+    without = [per_gpu(records, "capacity", name, "slos") for name in names]
+    others = {label: [per_gpu(alike, "speculation", name, label) for name in names] for label in DRAFTING}
+    bars(
+        file,
+        names,
+        {"slos": others.pop("slos"), "slos without drafts": without, **others},
+        title=f"With a draft model: capacity at 90 % of all offered, {usual:g} of its tokens accepted",
+        unit="programs/s per GPU",
+    )
 
 
 def _panels(

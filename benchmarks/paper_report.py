@@ -128,6 +128,7 @@ def _speculation(found: Sequence[Record], records: Sequence[Record]) -> str:
     }
     ratios = {label: [_over(ours(name), other(name)) for name in names] for label, other in others.items()}
     lines = [[label, *map(_times, found), f"**{_times(_geometric(found))}**"] for label, found in ratios.items()]
+    table += "\n" + _figure("speculation")
     return text + table + "\nslos with speculation over\n\n" + _table(["", *names, "geometric mean"], lines)
 
 

@@ -105,7 +105,9 @@ def test_every_measured_figure_is_drawn_and_alike(bench, tmp_path):
     for folder in ("a", "b"):
         draw({**DATA, "records": list(all_records())}, tmp_path / folder)
     first, second = (sorted((tmp_path / folder).iterdir()) for folder in ("a", "b"))
-    assert [file.name for file in first] == ["burst.png", "capacity.png", "goodput.png", "overload.png"]
+    assert [file.name for file in first] == [
+        *("burst.png", "capacity.png", "goodput.png", "overload.png", "speculation.png")
+    ]
     assert [file.read_bytes() for file in first] == [file.read_bytes() for file in second]
 
 
