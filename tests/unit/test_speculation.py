@@ -135,8 +135,15 @@ def test_prompts_wait_for_batches_that_drafts_make_longer() -> None:
     assert plan.drafts_for(500.0, True, rows, world._replace(acceptance=0.0)) == 0
 
 
+def test_drafts_end_where_somebody_would_be_late() -> None:
+    # A step takes 31.73 ms and 0.07 a token, a draft 3.34 and a token more: two take 38.6 ms, three 42.0.
+    for slack_ms, most in ((31.0, MAX_DRAFTS), (33.0, 0), (35.5, 1), (40.0, 2), (500.0, MAX_DRAFTS)):
+        world, rows = world_and_rows([slack_ms], acceptance=0.95)
+        assert plan.drafts_for(slack_ms, False, rows, world) == most
+
+
 @given(
-    slack_ms=st.lists(st.floats(1, 400), min_size=1, max_size=20),
+    slack_ms=st.lists(st.floats(20, 120), min_size=1, max_size=20),
     acceptance=st.floats(0.01, 0.99),
     prompts=st.integers(0, 2),
 )
@@ -174,11 +181,11 @@ def busy(count: int, gap_ms: float) -> list[Program]:
 def test_with_a_draft_model_more_is_promised_and_nearly_all_of_it_is_kept() -> None:
     kept = {}
     for acceptance in (0.0, 0.7):
-        seen = run("slos", busy(150, 130.0), acceptance, pieces=OPT.pieces, memory_tokens=OPT.kv_tokens)
+        seen = run("slos", busy(300, 90.0), acceptance, pieces=OPT.pieces, memory_tokens=OPT.kv_tokens)
         stages = [stage for record in seen.programs for stage in record.stages]
         promised = [stage for stage in stages if not stage.best_effort]
         kept[acceptance] = sum(stage.attained for stage in stages)
-        assert sum(stage.attained for stage in promised) >= 0.97 * len(promised)
+        assert sum(stage.attained for stage in promised) >= 0.98 * len(promised)
     assert kept[0.7] > 1.2 * kept[0.0]
 
 
