@@ -197,8 +197,9 @@ class Bench:
             tried += [("vllm", {"drafts": drafts}, ACCEPTANCE) for drafts in (2, 3, 4)]
             for budget in (1024, 2048):
                 tried += [("sarathi", {"budget_tokens": budget, "drafts": drafts}, ACCEPTANCE) for drafts in (1, 2, 3)]
-            tried += [(policy, {"drafts": drafts}, ACCEPTANCE) for policy in ("qoserve", "edf") for drafts in (2, 3)]
-            tried += [("sglang", {"drafts": drafts}, ACCEPTANCE) for drafts in (2, 3)]
+            tried += [
+                (policy, {"drafts": drafts}, ACCEPTANCE) for policy in ("qoserve", "edf", "sglang") for drafts in (2, 3)
+            ]
             found = [
                 (policy, self.experiment(name, policy, options=options, acceptance=acceptance))
                 for policy, options, acceptance in tried

@@ -10,7 +10,7 @@ from slos_sglang.measure.plots import bars, curves, time_series
 
 Record = dict[str, Any]
 BURST_S = (20.0, 25.0)
-DRAFTING = ("slos", "qoserve", "edf", "sarathi", "vllm", "sglang")
+SPECULATING = ("vllm", "sarathi", "qoserve", "edf", "sglang")
 MAIN = ("slos", "slos, estimated", "qoserve", "edf", "vllm", "sarathi", "sglang", "distserve")
 
 
@@ -50,17 +50,24 @@ def draw(result: Mapping[str, Any], folder: Path) -> None:
         _draw_burst(bursts, folder / "burst.png")
 
 
+def usual_acceptance(drafting: Sequence[Record]) -> float:
+    """The acceptance at which all policies were measured."""
+    return float(next(record["config"]["acceptance"] for record in drafting if record["label"] == "vllm"))
+
+
 def _draw_drafting(drafting: Sequence[Record], records: Sequence[Record], file: Path) -> None:
     """The scheduler with drafts and without, and others at the best of their drafts, all at the same acceptance."""
-    usual = next(record["config"]["acceptance"] for record in drafting if record["label"] == "vllm")
+    usual = usual_acceptance(drafting)
     alike = [record for record in drafting if record["config"]["acceptance"] == usual]
     names = list(dict.fromkeys(record["scenario"] for record in alike))
     without = [per_gpu(records, "capacity", name, "slos") for name in names]
-    others = {label: [per_gpu(alike, "speculation", name, label) for name in names] for label in DRAFTING}
+    drafted = {
+        label: [per_gpu(alike, "speculation", name, label) for name in names] for label in ("slos", *SPECULATING)
+    }
     bars(
         file,
         names,
-        {"slos": others.pop("slos"), "slos without drafts": without, **others},
+        {**drafted, "slos without drafts": without},
         title=f"With a draft model: capacity at 90 % of all offered, {usual:g} of its tokens accepted",
         unit="programs/s per GPU",
     )

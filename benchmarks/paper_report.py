@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from paper_figures import BURST_S
+from paper_figures import BURST_S, SPECULATING, usual_acceptance
 
 Record = dict[str, Any]
 COLUMNS = ("slos", "slos, estimated", "qoserve", "edf", "vllm", "vllm_v1", "sglang", "sglang_mixed", "distserve")
@@ -91,7 +91,7 @@ def _speculation(found: Sequence[Record], records: Sequence[Record]) -> str:
     plain = [record for record in records if record["section"] == "capacity"]
     over = {r["scenario"]: r["runs"][0] for r in records if r["section"] == "speculation_overload"}
     chances = sorted({record["config"]["acceptance"] for record in found})
-    usual = next(record["config"]["acceptance"] for record in found if record["label"] == "vllm")
+    usual = usual_acceptance(found)
     at = {chance: [record for record in found if record["config"]["acceptance"] == chance] for chance in chances}
     rows = []
     for name in _scenarios(found):
@@ -109,25 +109,21 @@ def _speculation(found: Sequence[Record], records: Sequence[Record]) -> str:
     )
     table = _table([*head, "bound", "1.5x"], rows)
 
-    def ours(name: str) -> float | None:
-        return _top(at[usual], name, "slos") or _top(plain, name, "slos")
-
-    def theirs(name: str) -> float | None:
-        return _rival(at[usual], name) or _rival(plain, name)
+    def drafted(name: str, label: str) -> float | None:
+        return _top(at[usual], name, label) or _top(plain, name, label)
 
     names = _scenarios(plain)
-    others: dict[str, Callable[[str], float | None]] = {
-        "vllm without": lambda name: _top(plain, name, "vllm"),
-        "sarathi 512 without": lambda name: _top(plain, name, "sarathi", budget=PLAIN_BUDGET),
-        "better of vllm and tuned sarathi, without": lambda name: _rival(plain, name),
-        "better of vllm and tuned sarathi, with": theirs,
-        **{
-            f"{label} with": lambda name, label=label: _top(at[usual], name, label) or _top(plain, name, label)  # type: ignore[misc]
-            for label in ("qoserve", "edf", "sglang")
-        },
+    others = {
+        "vllm without": [_top(plain, name, "vllm") for name in names],
+        "sarathi 512 without": [_top(plain, name, "sarathi", budget=PLAIN_BUDGET) for name in names],
+        "better of vllm and tuned sarathi, without": [_rival(plain, name) for name in names],
+        "better of vllm and tuned sarathi, with": [_rival(at[usual], name) or _rival(plain, name) for name in names],
+        **{f"{label} with": [drafted(name, label) for name in names] for label in ("qoserve", "edf", "sglang")},
     }
-    ratios = {label: [_over(ours(name), other(name)) for name in names] for label, other in others.items()}
-    lines = [[label, *map(_times, found), f"**{_times(_geometric(found))}**"] for label, found in ratios.items()]
+    lines = []
+    for label, values in others.items():
+        ratios = [_over(drafted(name, "slos"), value) for name, value in zip(names, values, strict=True)]
+        lines.append([label, *map(_times, ratios), f"**{_times(_geometric(ratios))}**"])
     table += "\n" + _figure("speculation")
     return text + table + "\nslos with speculation over\n\n" + _table(["", *names, "geometric mean"], lines)
 
@@ -237,7 +233,6 @@ SECTIONS: tuple[tuple[str, str, Callable[[Sequence[Record], Sequence[Record]], s
     ("replicas", "Replicas", _replicas),
     ("cache", "With a prefix cache", _cache),
 )
-SPECULATING = ("vllm", "sarathi", "qoserve", "edf", "sglang")
 RIVALS = ("slos", "vllm", "sarathi 512", "sarathi tuned", "slos over the better")
 
 

@@ -57,7 +57,11 @@ def tokens_a_step(draft_steps: int, acceptance: float) -> float:
     """Output tokens that a decoder gets, in the mean, from a step for which so many were drafted: one of the model's
     own, and the drafted ones up to the first that it rejects (paper, section 5).
     """
-    return float(sum(acceptance**k for k in range(draft_steps + 1)))
+    tokens, chance = 1.0, 1.0
+    for _ in range(draft_steps):
+        chance *= acceptance
+        tokens += chance
+    return tokens
 
 
 class CostModel:

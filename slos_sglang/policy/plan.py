@@ -28,7 +28,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from slos_sglang.policy.batch_time import MAX_DRAFTS, CostModel, Piece
+from slos_sglang.policy.batch_time import MAX_DRAFTS, CostModel, Piece, tokens_a_step
 from slos_sglang.policy.batches import ROOM_FOR_WORK, Limits, Memory
 from slos_sglang.policy.request import INF, Request, table_of
 from slos_sglang.policy.state import FORESEEN_TOKENS, Flags, Ints, Rows, World, rows_of, world_of
@@ -40,6 +40,8 @@ MAX_STEPS = FORESEEN_TOKENS + 1024
 # Sums of binary fractions: a token exactly on its due time is on time.
 _EPSILON_S = 1e-7
 _NOBODY = -1
+# Compiled, as all here.
+accepted = njit(cache=True)(tokens_a_step)
 # Of the drafted tokens that are accepted in the mean a plan counts on this share.
 COUNTED = 0.25
 
@@ -125,19 +127,9 @@ def fits(newcomer: int, rows: Rows, take: Ints, world: World) -> bool:
 
 
 @njit(cache=True)
-def accepted(drafts: int, world: World) -> float:
-    """`tokens_a_step` for so many drafts."""
-    tokens, chance = 1.0, 1.0
-    for _ in range(drafts):
-        chance *= world.acceptance
-        tokens += chance
-    return tokens
-
-
-@njit(cache=True)
 def counted(drafts: int, world: World) -> float:
     """Tokens of a step that a plan counts on: among several decoders one has little luck, and all wait for it."""
-    return 1.0 + COUNTED * (accepted(drafts, world) - 1.0)
+    return 1.0 + COUNTED * (accepted(drafts, world.acceptance) - 1.0)
 
 
 @njit(cache=True)
@@ -158,7 +150,7 @@ def drafts_for(slack_ms: float, prompts_wait: bool, rows: Rows, world: World) ->
         all_ms = batch_ms(tokens, decoders, context + decoders * drafts, drafts, world)
         if drafts > 0 and all_ms > slack_ms and not late:
             break
-        gain = accepted(drafts, world)
+        gain = accepted(drafts, world.acceptance)
         worth = gain / all_ms
         if prompts_wait and not late:
             length_ms = max(min(tightest_ms * counted(drafts, world), world.max_batch_ms), 1e-3)
@@ -209,7 +201,7 @@ def choose(now_s: float, rows: Rows, prompts: Ints, world: World, take: Ints) ->
     # of their time. Where not even these fit, those that would be late after this one.
     longest_ms = max(world.max_batch_ms, ROOM_FOR_WORK * all_ms)
     window_ms = slack_ms if head == _NOBODY else min(slack_ms, longest_ms)
-    next_ms = max(min(pace_s * accepted(drafts, world) * 1e3, longest_ms), all_ms)
+    next_ms = max(min(pace_s * accepted(drafts, world.acceptance) * 1e3, longest_ms), all_ms)
     idle_ms = batch_ms(0, 1, 0, drafts, world)
     rides_ahead = world.rides_ahead * min(idle_ms / max(all_ms - idle_ms, 1e-9), 1.0)
     requests, context = 0, 0

@@ -39,6 +39,10 @@ class KVMemory:
         """Blocks that `tokens` of one request occupy."""
         return -(-tokens // self.block_tokens)
 
+    def new_blocks(self, held_tokens: int, tokens: int) -> int:
+        """Blocks that `tokens` more of a request take, after the `held_tokens` that it has."""
+        return self.blocks(held_tokens + tokens) - self.blocks(held_tokens)
+
     def view(self) -> Memory:
         """What a policy sees: cached blocks count as free."""
         block = self.block_tokens

@@ -107,11 +107,6 @@ class Step:
     held_tokens: int
 
 
-def _grown(held_tokens: int, tokens: int, block_tokens: int) -> int:
-    """Blocks that so many tokens take after those that are held."""
-    return -(-(held_tokens + tokens) // block_tokens) - -(-held_tokens // block_tokens)
-
-
 def _seq(request: Request) -> int:
     return request.seq
 
@@ -288,13 +283,15 @@ class Replica:
             self._preempt(request)
         blocks = tokens = context = 0
         row_tokens = 1 + batch.drafts
+        beyond = row_tokens + block - 1
         for request in batch.decode:
             call: Call = request.handle
             assert call.place is Place.DECODING and call.replica == index, f"{request.rid} does not decode here"
             assert call.step != step, f"{request.rid} is in the batch twice"
             call.step = step
             context += request.context_tokens
-            blocks += _grown(request.context_tokens, row_tokens, block)
+            # `memory.new_blocks`, a hot spot: what its last block has no room for.
+            blocks += (beyond - -request.context_tokens % block) // block
         for request, chunk in batch.prefill:
             call = request.handle
             assert call.place is Place.WAITING and call.replica == index, f"{request.rid} does not wait here"
@@ -303,7 +300,7 @@ class Replica:
             call.step = step
             tokens += chunk
             context += request.context_tokens + chunk
-            blocks += memory.blocks(request.context_tokens + chunk) - memory.blocks(request.context_tokens)
+            blocks += memory.new_blocks(request.context_tokens, chunk)
             if not request.started:
                 request.started = True
                 memory.claim(call.program.id, request.context_tokens)
@@ -341,12 +338,8 @@ class Replica:
         if isinstance(self.policy.cost, OnlineCostModel):
             self.policy.cost.observe(batch.size, self._took_s * 1e3)
         for request in batch.decode:
-            tokens = self._accepted(batch.drafts) if batch.drafts else 1
             call: Call = request.handle
-            if batch.drafts:
-                tokens = min(tokens, call.stage.output_tokens - request.output_tokens)
-                unused = 1 + batch.drafts - tokens
-                self.memory.shrink(_grown(request.context_tokens + tokens, unused, self.memory.block_tokens))
+            tokens = self._accepted(call, batch.drafts) if batch.drafts else 1
             request.context_tokens += tokens
             for _ in range(tokens):
                 request.token(now_s)
@@ -377,11 +370,15 @@ class Replica:
         self.leaving = []
         return ended, [call for call in prefilled if call.place is Place.DECODING]
 
-    def _accepted(self, drafts: int) -> int:
-        """Tokens of a decoder for which so many were drafted: one, and the drafted ones up to the first rejected."""
-        tokens = 1
+    def _accepted(self, call: Call, drafts: int) -> int:
+        """Output tokens of a call for which so many were drafted: one, and the drafted ones up to the first rejected.
+        The memory of the others is given back.
+        """
+        request, tokens = call.request, 1
         while tokens <= drafts and self._draft_rng.random() < self.true_cost.acceptance:
             tokens += 1
+        tokens = min(tokens, call.stage.output_tokens - request.output_tokens)
+        self.memory.shrink(self.memory.new_blocks(request.context_tokens + tokens, 1 + drafts - tokens))
         return tokens
 
     def hand_over(self, call: Call, target: Replica) -> None:
