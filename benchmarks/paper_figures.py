@@ -10,6 +10,8 @@ from slos_sglang.measure.plots import bars, curves, time_series
 
 Record = dict[str, Any]
 BURST_S = (20.0, 25.0)
+# The overloads that are told in tables, in capacities of the scheduler.
+OVERLOADS = (1.5, 3.0)
 SPECULATING = ("vllm", "sarathi", "qoserve", "edf", "sglang")
 MAIN = ("slos", "slos, estimated", "qoserve", "edf", "vllm", "sarathi", "sglang", "distserve")
 

@@ -1,4 +1,4 @@
-"""The most that any scheduler could do: upper bounds on capacity, to hold a measured capacity against.
+"""The most that any scheduler could do: upper bounds on capacity and on attainment, to hold what was measured against.
 
 A server has 1000 ms a second. Whatever the schedule, an attained program costs at least the time of its own tokens, and
 every step costs its constant. At a target below 1 the programs given up may be the dearest ones. From this follow
@@ -18,8 +18,9 @@ bound, but shows how much of the distance to one is chance:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from slos_sglang.policy.batch_time import MAX_DRAFTS, Piece, tokens_a_step
 from slos_sglang.policy.cost_models import NamedCostModel
@@ -49,6 +50,30 @@ def capacity_bound(
     """
     if not 0 < target <= 1:
         raise ValueError(f"target must be greater than 0 and at most 1, not {target!r}")
+    fluid, kv, tier = _most(programs, model, partial(_rate_req_s, target=target), acceptance)
+    _, full, _ = _most(programs, model, partial(_rate_req_s, target=1.0), acceptance)
+    places = _places([_totals(stage) for program in programs for stage in program.stages], model.kv_tokens)
+    loss = full * _load(places, 1.0 - target) / places
+    return Bound(fluid_req_s=fluid, kv_req_s=kv, tier_req_s=tier, loss_req_s=loss)
+
+
+def attainment_bound(
+    programs: Sequence[Program], model: NamedCostModel, *, rate_req_s: float, acceptance: float = 0.0
+) -> float:
+    """The largest share of programs like these that one server could attain at this rate: as many of the cheapest ones
+    as fill it, by the bounds `kv` and `tier`.
+
+    Raises `ValueError` unless `rate_req_s` > 0 and there is a program.
+    """
+    if not rate_req_s > 0:
+        raise ValueError(f"rate_req_s must be greater than 0, not {rate_req_s!r}")
+    return min(_most(programs, model, partial(_share, rate_req_s=rate_req_s), acceptance))
+
+
+def _most(
+    programs: Sequence[Program], model: NamedCostModel, measure: Callable[[Sequence[float]], float], acceptance: float
+) -> tuple[float, float, float]:
+    """`measure` of what each program costs, ms of the server, by the bounds `fluid`, `kv` and `tier`."""
     if not programs:
         raise ValueError("programs must hold at least one program, not 0")
     rows = [[_totals(stage) for stage in program.stages] for program in programs]
@@ -56,34 +81,30 @@ def capacity_bound(
     by_piece = []
     for piece in model.pieces:
         ways = [
-            _with_drafts(rows, piece, drafts, acceptance, model.kv_tokens, target, tight_ms)
+            [measure(costs) for costs in _costs_ms(rows, piece, drafts, acceptance, model.kv_tokens, tight_ms)]
             for drafts in range(MAX_DRAFTS + 1 if acceptance else 1)
         ]
         by_piece.append([max(found) for found in zip(*ways, strict=True)])
-    fluid, kv, tier, full = (min(found) for found in zip(*by_piece, strict=True))
-    places = _places(rows, model.kv_tokens)
-    loss = full * _load(places, 1.0 - target) / places
-    return Bound(fluid_req_s=fluid, kv_req_s=kv, tier_req_s=tier, loss_req_s=loss)
+    fluid, kv, tier = (min(found) for found in zip(*by_piece, strict=True))
+    return fluid, kv, tier
 
 
-def _with_drafts(
+def _costs_ms(
     rows: Sequence[Sequence[_Totals]],
     piece: Piece,
     drafts: int,
     acceptance: float,
     kv_tokens: int,
-    target: float,
     tight_ms: float | None,
-) -> tuple[float, float, float, float]:
-    """`fluid`, `kv`, `tier`, and `kv` with nobody given up, if every step drafts so many tokens for each decoder."""
+) -> tuple[list[float], list[float], list[float]]:
+    """What each program costs by `fluid`, `kv` and `tier`, if every step drafts so many tokens for each decoder."""
     tokens = tokens_a_step(drafts, acceptance)
     step_ms = piece.const_ms + drafts * piece.spec_steps_ms
     work_ms = [sum(_work_ms(stage, piece, (1 + drafts) / tokens, tokens) for stage in stages) for stages in rows]
     held_ms = [step_ms / tokens * sum(stage.held_tokens for stage in stages) / kv_tokens for stages in rows]
-    cost_ms = [w + h for w, h in zip(work_ms, held_ms, strict=True)]
-    fluid = _rate_req_s(work_ms, target)
-    share = 1.0 if tight_ms is None else max(1.0 - step_ms / (tight_ms * tokens), 0.0)
-    return fluid, _rate_req_s(cost_ms, target), share * fluid, _rate_req_s(cost_ms, 1.0)
+    left = 1.0 if tight_ms is None else 1.0 - step_ms / (tight_ms * tokens)
+    paced_ms = [w / left if left > 0 else math.inf for w in work_ms]
+    return work_ms, [w + h for w, h in zip(work_ms, held_ms, strict=True)], paced_ms
 
 
 def erlang_loss(places: int, load: float) -> float:
@@ -127,9 +148,8 @@ def _work_ms(total: _Totals, piece: Piece, verified: float, gained: float) -> fl
     return tokens_ms + requests_ms + piece.context_ms * (total.context_tokens + total.held_tokens * (1 / gained - 1))
 
 
-def _places(rows: Sequence[Sequence[_Totals]], kv_tokens: int) -> int:
+def _places(totals: Sequence[_Totals], kv_tokens: int) -> int:
     """How many requests are in KV memory when it is full, in the mean over their steps."""
-    totals = [total for stages in rows for total in stages]
     held, steps = sum(total.held_tokens for total in totals), sum(total.decodes for total in totals)
     return max(kv_tokens * steps // held, 1) if held else kv_tokens
 
@@ -148,6 +168,16 @@ def _rate_req_s(cost_ms: Sequence[float], target: float) -> float:
     kept = math.ceil(target * len(cost_ms) - 1e-9)
     total_ms = sum(sorted(cost_ms)[:kept])
     return 1e3 * len(cost_ms) / total_ms if total_ms else math.inf
+
+
+def _share(cost_ms: Sequence[float], rate_req_s: float) -> float:
+    """The share of programs that fills the server at this rate, the cheapest first; a part of the last one counts."""
+    left_ms = 1e3 * len(cost_ms) / rate_req_s
+    for kept, each_ms in enumerate(sorted(cost_ms)):
+        if each_ms > left_ms:
+            return (kept + left_ms / each_ms) / len(cost_ms)
+        left_ms -= each_ms
+    return 1.0
 
 
 def _paces(stage: Stage) -> list[float]:

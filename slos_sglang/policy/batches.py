@@ -32,8 +32,9 @@ class Limits:
                             times what a step costs before any work
     best_effort_steps       longest batch that best effort may stretch, in steps without any work: who comes while it
                             runs waits. What decoders are ahead of their pace beyond `longest_ms` is all that it may use
-    best_effort_memory      where promised requests hold more than this share of the memory, nothing may slow them down
-                            but turns: the sooner they end, the sooner the next one can be promised
+    scarce_memory           where promised requests hold more than this share of the memory, nothing may slow them down
+                            but turns: the sooner they end, the sooner the next one can be promised. And what a call
+                            asks for may be too much (see `demand`)
     best_effort_max_wait_s  ageing: where no best effort was served for so long it is due; nothing is promised meanwhile
     min_chunk_steps         a chunk that takes less, in steps without any work, is not worth a row, unless it completes
                             its prompt
@@ -45,7 +46,7 @@ class Limits:
 
     max_batch_ms: float | None = None
     best_effort_steps: float = 1.5
-    best_effort_memory: float = 0.5
+    scarce_memory: float = 0.5
     best_effort_max_wait_s: float = 5.0
     min_chunk_steps: float = 0.5
     rides_ahead: float = 10.0

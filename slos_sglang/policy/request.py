@@ -197,6 +197,7 @@ class Request(Numbers):
     handle           whatever the engine or simulator needs to find its own object again; the policy never looks at it
     favor            by what share its turn is worth more than a first call (see `programs`), after the
     invested_tokens  that were computed for its program before
+    asks             how much KV memory it asks for, and for how many tokens; 0: nobody knows (see `demand`)
     """
 
     def __init__(
@@ -208,7 +209,7 @@ class Request(Numbers):
         self.targets_set = self.judged = self.announced = self.declined = False
         self.reason = ""
         self.preemptions = self.invested_tokens = 0
-        self.favor = 0.0
+        self.favor = self.asks = 0.0
         self.seen: list[PhaseSeen] = []
         self.to_come: list[Phase] = []
         # What its prompt takes alone, the calls that are said to follow, and the gaps before them.

@@ -16,12 +16,15 @@ from slos_sglang.policy import plan
 from slos_sglang.policy.admission import GAVE_WAY, Method, Outlook, Verdict
 from slos_sglang.policy.batch_time import BatchSize, CostModel
 from slos_sglang.policy.batches import TURN_AFTER, UNBOUNDED, Batch, Limits, Memory, aged, fill, make_room
+from slos_sglang.policy.demand import Demand
 from slos_sglang.policy.holds import Holds
 from slos_sglang.policy.programs import Programs
 from slos_sglang.policy.request import INF, Request, lost, table_of
 from slos_sglang.policy.state import Flags, Rows, World, copy_of, rows_of, world_of
 
 _NO_BOUND_MS = 1e9
+# When to ask again what is declined for the sake of others, s.
+_RETRY_S = 1.0
 
 
 @dataclass(kw_only=True)
@@ -30,7 +33,7 @@ class Scheduler:
 
     `asked_per_step` bounds how many declined requests are asked again in one step; `admission` says how newcomers are
     chosen (see `admission.py`) and `late_commitment` whether promises bind only once their prompt begins; `programs` is
-    what is kept for those that have begun, `holds` which conversations are.
+    what is kept for those that have begun, `holds` which conversations are, `demand` what may be asked of the memory.
     """
 
     cost: CostModel
@@ -40,6 +43,7 @@ class Scheduler:
     late_commitment: bool = True
     programs: Programs = field(default_factory=Programs)
     holds: Holds = field(default_factory=Holds)
+    demand: Demand = field(default_factory=Demand)
     _last_turn_s: float = -math.inf
     _turn_owed: bool = False
     _lends: bool = False
@@ -66,24 +70,29 @@ class Scheduler:
             if not request.judged:
                 self.programs.arrived(request)
                 self.holds.arrived(request)
+                self.demand.arrived(request)
             if not request.standard:
                 request.share_again(now_s)
         if self._turn_owed:
-            owed = Verdict(admitted=False, reason="best effort has waited too long", retry_after_s=1.0)
+            owed = Verdict(admitted=False, reason="best effort has waited too long", retry_after_s=_RETRY_S)
             verdicts = [(request, owed) for request in asking]
         else:
             promised, _ = _promised(now_s, [*decoding, *waiting])
             returns = self.programs.expected(now_s)
+            excess = self._excess(asking, now_s, promised, memory)
+            large = [(request, times) for request, times in zip(asking, excess, strict=True) if times > 1]
+            others = [request for request, times in zip(asking, excess, strict=True) if times <= 1]
             outlook = Outlook(
                 now_s,
                 [*promised, *returns],
-                asking,
+                others,
                 self.cost,
                 self.limits,
                 memory,
                 late_commitment=self.late_commitment,
             )
-            verdicts = list(zip(asking, outlook.judge(asking, self.admission), strict=True))
+            verdicts = list(zip(others, outlook.judge(others, self.admission), strict=True))
+            verdicts += [(request, _asks_too_much(times)) for request, times in large]
             verdicts += [(request, GAVE_WAY) for request in outlook.gave_way]
             if any(verdict.admitted for _, verdict in verdicts):
                 self._lends = outlook.lends
@@ -94,10 +103,19 @@ class Scheduler:
                 request.decline(verdict.reason)
         return verdicts
 
+    def _excess(
+        self, asking: Sequence[Request], now_s: float, promised: Sequence[Request], memory: Memory
+    ) -> list[float]:
+        """What each asks of the memory, over what it may where memory is scarce."""
+        held = sum(request.context_tokens for request in promised if request.started)
+        scarce = held > self.limits.scarce_memory * memory.capacity_tokens >= 0
+        return self.demand.excess(asking, now_s, memory) if scarce else [0.0] * len(asking)
+
     def ended(self, request: Request, now_s: float, aborted: bool = False) -> None:
         """`request` has had its last token, or was given up (its client `aborted` it, or it was refused)."""
         self.programs.ended(request, now_s)
         if not aborted:
+            self.demand.ended(request, now_s)
             self.holds.ended(request, now_s)
 
     def next_batch(
@@ -136,7 +154,7 @@ class Scheduler:
         """
         limits, now_s = self.limits, chosen.now_s
         longest_ms = min(chosen.slack_ms, limits.longest_ms(self.cost))
-        scarce = chosen.held_tokens > limits.best_effort_memory * memory.capacity_tokens >= 0
+        scarce = chosen.held_tokens > limits.scarce_memory * memory.capacity_tokens >= 0
         hopeful = [r for r in others if r.hopeful(now_s)]
         if hopeful and not scarce:
             batch = self._beside(chosen, batch, hopeful, memory, within_ms=longest_ms)
@@ -234,6 +252,11 @@ def _promised(now_s: float, everyone: Sequence[Request]) -> tuple[list[Request],
     rows = np.nonzero(kept)[0]
     rows = rows[np.argsort(table["seq"][rows], kind="stable")]
     return [everyone[i] for i in rows.tolist()], [everyone[i] for i in np.nonzero(~kept)[0].tolist()]
+
+
+def _asks_too_much(times: float) -> Verdict:
+    reason = f"KV memory is short, and it asks for {times:.1f} times what a call may for the latest ones to find room"
+    return Verdict(admitted=False, reason=reason, retry_after_s=_RETRY_S)
 
 
 class _Chosen:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache, partial
 from typing import Any
 
-from slos_sglang.measure.bound import Bound, capacity_bound
+from slos_sglang.measure.bound import Bound, attainment_bound, capacity_bound
 from slos_sglang.measure.cache import RunCache, source_digest
 from slos_sglang.measure.capacity import Capacity, Rule, find_capacity
 from slos_sglang.measure.result import Percentiles, RunResult, summarize
@@ -175,6 +175,11 @@ class Experiment:
         """The upper bounds on its capacity, programs a second for all replicas together."""
         bound = capacity_bound(self.workload(None, 0), self.model, target=target, acceptance=self.acceptance)
         return Bound(**{name: value * self.replicas for name, value in asdict(bound).items()})
+
+    def attainment_bound(self, rate_req_s: float) -> float:
+        """The upper bound on its attainment at this rate."""
+        workload, rate = self.workload(None, 0), rate_req_s / self.replicas
+        return attainment_bound(workload, self.model, rate_req_s=rate, acceptance=self.acceptance)
 
     def key(self, rate_req_s: float, seed: int) -> dict[str, Any]:
         """What names this run: see `RunCache`."""

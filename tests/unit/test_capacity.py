@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from slos_sglang.measure.bound import capacity_bound, erlang_loss
+from slos_sglang.measure.bound import attainment_bound, capacity_bound, erlang_loss
 from slos_sglang.measure.cache import RunCache, source_digest
 from slos_sglang.measure.capacity import GRID, LEAST_REQ_S, Capacity, find_capacity, highest
 from slos_sglang.measure.result import Percentiles, RunResult
@@ -158,6 +158,33 @@ def test_at_a_target_below_1_the_dearest_programs_are_given_up():
     for wrong, says in (({"target": 0}, "target"), ({"programs": []}, "programs")):
         with pytest.raises(ValueError, match=says):
             capacity_bound(wrong.pop("programs", programs), model, **wrong)
+
+
+@pytest.mark.parametrize(
+    ("rate_req_s", "share"),
+    [(10_000 / 1090, 1.0), (10_000 / 590, 0.95), (10_000 / 90, 0.9), (10_000 / 45, 0.45), (1.0, 1.0)],
+)
+def test_at_a_rate_the_cheapest_programs_fill_the_server(rate_req_s, share):
+    """Nine of 10 ms and one of 1000, of which a part counts."""
+    cheap, dear = (Stage(name="s", prompt_tokens=n, output_tokens=1) for n in (10, 1000))
+    model = NamedCostModel(name="m", pieces=(Piece(tokens_ms=1),), kv_tokens=2000)
+    programs = [offered(dear)] + [offered(cheap)] * 9
+    assert attainment_bound(programs, model, rate_req_s=rate_req_s) == pytest.approx(share)
+
+
+def test_attainment_is_bounded_by_memory_and_by_the_tightest_pace():
+    """The program worked out above, in less memory, and by its pace: 110 ms of three quarters of the time."""
+    stage = Stage(name="s", prompt_tokens=120, cached_tokens=20, output_tokens=11, tpot_ms=20)
+    pieces, programs = (Piece(tokens_ms=1, const_ms=5),), [offered(stage)]
+    short = NamedCostModel(name="m", pieces=pieces, kv_tokens=140)
+    assert attainment_bound(programs, short, rate_req_s=10) == pytest.approx(100 / (110 + 1255 / 140 * 5))
+    paced = NamedCostModel(name="m", pieces=pieces, kv_tokens=500)
+    assert attainment_bound(programs, paced, rate_req_s=10) == pytest.approx(75 / 110)
+    for wrong, says in ((0, "rate_req_s"), (-1, "rate_req_s")):
+        with pytest.raises(ValueError, match=says):
+            attainment_bound(programs, paced, rate_req_s=wrong)
+    with pytest.raises(ValueError, match="programs"):
+        attainment_bound([], paced, rate_req_s=1)
 
 
 def test_a_change_of_admission_leaves_the_runs_of_others_standing():

@@ -1,0 +1,91 @@
+"""How much KV memory calls ask for, and how much is too much for one of them.
+
+A call holds its prompt and a growing output until it ends. Where those that come ask for more than there is, some are
+declined, and to decline whoever finds no room keeps few: one large call takes the place of several small ones. The most
+calls are kept (a fractional knapsack, filled again and again) where the largest are declined as soon as they come, as
+many as it takes until the others fit. So long as memory suffices for all, nobody is too large.
+
+What a call asks for is told from its prompt and from the output that is expected of it; how much memory it then holds,
+and for how long, from the calls that have ended. Where those that asked for more held no more, nobody is large.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from slos_sglang.policy.batches import Memory
+from slos_sglang.policy.request import Request
+
+# So many of the latest calls count, and fewer than so many say nothing.
+_LATEST, _ENOUGH = 256, 16
+
+
+class _Came(NamedTuple):
+    """A call that came, and what it asked for: KV tokens times output tokens."""
+
+    arrival_s: float
+    asked: float
+    worth: float
+
+
+class _Ended(NamedTuple):
+    """A call that ended: it asked for so much, and held its memory, KV tokens times seconds, for so long."""
+
+    asked: float
+    held: float
+    for_s: float
+
+
+@dataclass(kw_only=True)
+class Demand:
+    """What the latest calls asked for, and what they held."""
+
+    _came: deque[_Came] = field(default_factory=lambda: deque(maxlen=_LATEST))
+    _ended: deque[_Ended] = field(default_factory=lambda: deque(maxlen=_LATEST))
+
+    def arrived(self, request: Request) -> None:
+        """A call came; its prompt and its worth are known, and what is expected of its output."""
+        output = request.left_tokens
+        if request.sure_tokens <= 1 < output:
+            return  # only its cap is known, which says nothing
+        request.asks = output * (request.context_tokens + request.uncached_tokens + output / 2)
+        self._came.append(_Came(request.arrival_s, request.asks, request.worth))
+
+    def ended(self, request: Request, now_s: float) -> None:
+        """A call has had its last token."""
+        if request.standard and request.asks and request.output_tokens > 1:
+            for_s = now_s - request.first_token_s
+            held = (request.context_tokens - request.output_tokens / 2) * for_s
+            self._ended.append(_Ended(request.asks, held, for_s))
+
+    def excess(self, requests: Sequence[Request], now_s: float, memory: Memory) -> list[float]:
+        """What each of `requests` asks for its worth, over what it may for the latest calls to fit into `memory`: more
+        than 1 is too much. 0 where anything may be asked.
+        """
+        if min(len(self._came), len(self._ended)) < _ENOUGH:
+            return [0.0] * len(requests)
+        arrival_s, asked, worth = np.array(self._came).T
+        base, slope, for_s = self._held()
+        holds = base + slope * asked
+        prices = holds / worth
+        order = np.argsort(prices, kind="stable")
+        # Those of a burst have the memory as long as they hold it.
+        room = memory.capacity_tokens * max(now_s - arrival_s[0], for_s)
+        fitting = int(np.searchsorted(np.cumsum(holds[order]), room, side="right"))
+        if fitting == order.size:
+            return [0.0] * len(requests)
+        most = float(prices[order[fitting]])
+        return [(base + slope * r.asks) / r.worth / most if r.asks else 0.0 for r in requests]
+
+    def _held(self) -> tuple[float, float, float]:
+        """What a call is expected to hold, `base + slope * asked` (least squares, neither below 0); for how long."""
+        asked, held, for_s = np.array(self._ended).T
+        spread = float(np.var(asked))
+        together = float(np.mean((asked - asked.mean()) * (held - held.mean())))
+        slope = min(max(together / spread, 0.0), float(held.mean() / asked.mean())) if spread else 0.0
+        return float(held.mean() - slope * asked.mean()), slope, float(for_s.mean())
