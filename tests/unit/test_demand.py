@@ -127,6 +127,11 @@ def test_who_asks_for_more_is_not_large_where_those_held_no_more() -> None:
         found.arrived(request)
     excess = found.excess(came, came[-1].arrival_s, MEMORY)
     assert excess == pytest.approx([1.0] * len(came)) and max(excess) <= 1.0
+    unknown, known = (call(5000, 100, 100, at_s=came[-1].arrival_s, value=0.5) for _ in range(2))
+    unknown.sure_tokens = 1
+    for request in (unknown, known):
+        found.arrived(request)
+    assert found.excess([unknown, known], came[-1].arrival_s, MEMORY) == [0.0, pytest.approx(2.0)]
 
 
 def test_a_burst_has_the_memory_as_long_as_it_holds_it() -> None:
