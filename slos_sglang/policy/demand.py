@@ -23,6 +23,8 @@ from slos_sglang.policy.request import Request
 
 # So many of the latest calls count, and fewer than so many say nothing.
 _LATEST, _ENOUGH = 256, 16
+# Calls that came longer ago than this, in times that calls hold their memory, have given it back: a burst is over.
+_OVER = 2.0
 
 
 class _Came(NamedTuple):
@@ -69,8 +71,11 @@ class Demand:
         """
         if min(len(self._came), len(self._ended)) < _ENOUGH:
             return [0.0] * len(requests)
-        arrival_s, asked, worth = np.array(self._came).T
         base, slope, for_s = self._held()
+        came = np.array(self._came)
+        arrival_s, asked, worth = came[came[:, 0] >= now_s - _OVER * for_s].T
+        if arrival_s.size < _ENOUGH:
+            return [0.0] * len(requests)
         holds = base + slope * asked
         prices = holds / worth
         order = np.argsort(prices, kind="stable")
