@@ -103,11 +103,9 @@ def sweep(job: Job) -> Record:
     """Runs at given rates, and the bounds there."""
     experiment, cache = job.experiment, RunCache(folder=CACHE)
     first, *others = job.seeds
-    wanted = [(rate, first) for rate in job.rates_req_s] + [(rate, seed) for rate in job.again_req_s for seed in others]
-    runs = [experiment.result(rate, seed, cache).model_dump() for rate, seed in wanted]
     return job.record(
-        runs=runs[: len(job.rates_req_s)],
-        again=runs[len(job.rates_req_s) :],
+        runs=[experiment.result(rate, first, cache).model_dump() for rate in job.rates_req_s],
+        again=[experiment.result(rate, seed, cache).model_dump() for rate in job.again_req_s for seed in others],
         bounds=[experiment.attainment_bound(rate) for rate in job.rates_req_s],
     )
 
@@ -282,8 +280,8 @@ class Bench:
             again = tuple(top * factor for factor in OVERLOADS)
             for policy in ("slos", "vllm", "sarathi", "sglang", "qoserve"):
                 tuned = self.tuned(capacities, name, policy)
-                job = Job(section="overload", label=policy, experiment=tuned, seeds=self.seeds, rates_req_s=rates)
-                jobs.append(replace(job, again_req_s=again))
+                at = {"seeds": self.seeds, "rates_req_s": rates, "again_req_s": again}
+                jobs.append(Job(section="overload", label=policy, experiment=tuned, **at))
         return self.run("overload", sweep, jobs)
 
     def burst(self, capacities: Sequence[Record]) -> list[Record]:
