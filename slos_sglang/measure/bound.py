@@ -26,6 +26,9 @@ from slos_sglang.policy.batch_time import MAX_DRAFTS, Piece, tokens_a_step
 from slos_sglang.policy.cost_models import NamedCostModel
 from slos_sglang.workloads.program import Program, Stage
 
+# What each program costs, ms of the server, by the bounds `fluid`, `kv` and `tier`.
+_Costs = tuple[list[float], list[float], list[float]]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Bound:
@@ -50,8 +53,9 @@ def capacity_bound(
     """
     if not 0 < target <= 1:
         raise ValueError(f"target must be greater than 0 and at most 1, not {target!r}")
-    fluid, kv, tier = _most(programs, model, partial(_rate_req_s, target=target), acceptance)
-    _, full, _ = _most(programs, model, partial(_rate_req_s, target=1.0), acceptance)
+    ways = _ways(programs, model, acceptance)
+    fluid, kv, tier = _most(ways, partial(_rate_req_s, target=target))
+    _, full, _ = _most(ways, partial(_rate_req_s, target=1.0))
     places = _places([_totals(stage) for program in programs for stage in program.stages], model.kv_tokens)
     loss = full * _load(places, 1.0 - target) / places
     return Bound(fluid_req_s=fluid, kv_req_s=kv, tier_req_s=tier, loss_req_s=loss)
@@ -67,24 +71,25 @@ def attainment_bound(
     """
     if not rate_req_s > 0:
         raise ValueError(f"rate_req_s must be greater than 0, not {rate_req_s!r}")
-    return min(_most(programs, model, partial(_share, rate_req_s=rate_req_s), acceptance))
+    return min(_most(_ways(programs, model, acceptance), partial(_share, rate_req_s=rate_req_s)))
 
 
-def _most(
-    programs: Sequence[Program], model: NamedCostModel, measure: Callable[[Sequence[float]], float], acceptance: float
-) -> tuple[float, float, float]:
-    """`measure` of what each program costs, ms of the server, by the bounds `fluid`, `kv` and `tier`."""
+def _ways(programs: Sequence[Program], model: NamedCostModel, acceptance: float) -> list[list[_Costs]]:
+    """What the programs cost, for each piece of the cost model with each number of drafted tokens."""
     if not programs:
         raise ValueError("programs must hold at least one program, not 0")
     rows = [[_totals(stage) for stage in program.stages] for program in programs]
     tight_ms = min((pace for program in programs for stage in program.stages for pace in _paces(stage)), default=None)
-    by_piece = []
-    for piece in model.pieces:
-        ways = [
-            [measure(costs) for costs in _costs_ms(rows, piece, drafts, acceptance, model.kv_tokens, tight_ms)]
-            for drafts in range(MAX_DRAFTS + 1 if acceptance else 1)
-        ]
-        by_piece.append([max(found) for found in zip(*ways, strict=True)])
+    numbers = range(MAX_DRAFTS + 1 if acceptance else 1)
+    return [
+        [_costs_ms(rows, piece, drafts, acceptance, model.kv_tokens, tight_ms) for drafts in numbers]
+        for piece in model.pieces
+    ]
+
+
+def _most(ways: Sequence[Sequence[_Costs]], measure: Callable[[Sequence[float]], float]) -> tuple[float, float, float]:
+    """`measure` of the costs by each bound: the best of the numbers drafted, on the piece that allows least."""
+    by_piece = [[max(map(measure, each)) for each in zip(*drafted, strict=True)] for drafted in ways]
     fluid, kv, tier = (min(found) for found in zip(*by_piece, strict=True))
     return fluid, kv, tier
 
@@ -96,8 +101,8 @@ def _costs_ms(
     acceptance: float,
     kv_tokens: int,
     tight_ms: float | None,
-) -> tuple[list[float], list[float], list[float]]:
-    """What each program costs by `fluid`, `kv` and `tier`, if every step drafts so many tokens for each decoder."""
+) -> _Costs:
+    """What each program costs if every step drafts so many tokens for each decoder."""
     tokens = tokens_a_step(drafts, acceptance)
     step_ms = piece.const_ms + drafts * piece.spec_steps_ms
     work_ms = [sum(_work_ms(stage, piece, (1 + drafts) / tokens, tokens) for stage in stages) for stages in rows]

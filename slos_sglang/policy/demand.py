@@ -11,15 +11,14 @@ and for how long, from the calls that have ended. Where those that asked for mor
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 
 from slos_sglang.policy.batches import Memory
 from slos_sglang.policy.request import Request
+from slos_sglang.policy.state import Floats
 
 # So many of the latest calls count, and fewer than so many say nothing.
 _LATEST, _ENOUGH = 256, 16
@@ -27,28 +26,16 @@ _LATEST, _ENOUGH = 256, 16
 _OVER = 2.0
 
 
-class _Came(NamedTuple):
-    """A call that came, and what it asked for: KV tokens times output tokens."""
-
-    arrival_s: float
-    asked: float
-    worth: float
-
-
-class _Ended(NamedTuple):
-    """A call that ended: it asked for so much, and held its memory, KV tokens times seconds, for so long."""
-
-    asked: float
-    held: float
-    for_s: float
-
-
 @dataclass(kw_only=True)
 class Demand:
-    """What the latest calls asked for, and what they held."""
+    """What the latest calls asked for, and what they held.
 
-    _came: deque[_Came] = field(default_factory=lambda: deque(maxlen=_LATEST))
-    _ended: deque[_Ended] = field(default_factory=lambda: deque(maxlen=_LATEST))
+    _came   of each: when it came, what it asked for (KV tokens times output tokens), and its worth
+    _ended  of each: what it had asked for, what it held (KV tokens times seconds), and for how many seconds
+    """
+
+    _came: Floats = field(default_factory=lambda: np.empty((0, 3)))
+    _ended: Floats = field(default_factory=lambda: np.empty((0, 3)))
 
     def arrived(self, request: Request) -> None:
         """A call came; its prompt and its worth are known, and what is expected of its output."""
@@ -56,14 +43,14 @@ class Demand:
         if request.sure_tokens <= 1 < output:
             return  # only its cap is known, which says nothing
         request.asks = output * (request.context_tokens + request.uncached_tokens + output / 2)
-        self._came.append(_Came(request.arrival_s, request.asks, request.worth))
+        self._came = _with(self._came, (request.arrival_s, request.asks, request.worth))
 
     def ended(self, request: Request, now_s: float) -> None:
         """A call has had its last token."""
         if request.standard and request.asks and request.output_tokens > 1:
             for_s = now_s - request.first_token_s
             held = (request.context_tokens - request.output_tokens / 2) * for_s
-            self._ended.append(_Ended(request.asks, held, for_s))
+            self._ended = _with(self._ended, (request.asks, held, for_s))
 
     def excess(self, requests: Sequence[Request], now_s: float, memory: Memory) -> list[float]:
         """What each of `requests` asks for its worth, over what it may for the latest calls to fit into `memory`: more
@@ -72,8 +59,7 @@ class Demand:
         if min(len(self._came), len(self._ended)) < _ENOUGH:
             return [0.0] * len(requests)
         base, slope, for_s = self._held()
-        came = np.array(self._came)
-        arrival_s, asked, worth = came[came[:, 0] >= now_s - _OVER * for_s].T
+        arrival_s, asked, worth = self._came[self._came[:, 0] >= now_s - _OVER * for_s].T
         if arrival_s.size < _ENOUGH:
             return [0.0] * len(requests)
         holds = base + slope * asked
@@ -89,8 +75,13 @@ class Demand:
 
     def _held(self) -> tuple[float, float, float]:
         """What a call is expected to hold, `base + slope * asked` (least squares, neither below 0); for how long."""
-        asked, held, for_s = np.array(self._ended).T
+        asked, held, for_s = self._ended.T
         spread = float(np.var(asked))
         together = float(np.mean((asked - asked.mean()) * (held - held.mean())))
         slope = min(max(together / spread, 0.0), float(held.mean() / asked.mean())) if spread else 0.0
         return float(held.mean() - slope * asked.mean()), slope, float(for_s.mean())
+
+
+def _with(latest: Floats, row: tuple[float, float, float]) -> Floats:
+    """The latest rows with one more, the oldest dropped."""
+    return np.concatenate((latest[1 - _LATEST :], [row]))

@@ -79,9 +79,7 @@ class Scheduler:
         else:
             promised, _ = _promised(now_s, [*decoding, *waiting])
             returns = self.programs.expected(now_s)
-            excess = self._excess(asking, now_s, promised, memory)
-            large = [(request, times) for request, times in zip(asking, excess, strict=True) if times > 1]
-            others = [request for request, times in zip(asking, excess, strict=True) if times <= 1]
+            others, large = self._by_size(asking, now_s, promised, memory)
             outlook = Outlook(
                 now_s,
                 [*promised, *returns],
@@ -92,7 +90,7 @@ class Scheduler:
                 late_commitment=self.late_commitment,
             )
             verdicts = list(zip(others, outlook.judge(others, self.admission), strict=True))
-            verdicts += [(request, _asks_too_much(times)) for request, times in large]
+            verdicts += large
             verdicts += [(request, GAVE_WAY) for request in outlook.gave_way]
             if any(verdict.admitted for _, verdict in verdicts):
                 self._lends = outlook.lends
@@ -103,13 +101,24 @@ class Scheduler:
                 request.decline(verdict.reason)
         return verdicts
 
-    def _excess(
+    def _by_size(
         self, asking: Sequence[Request], now_s: float, promised: Sequence[Request], memory: Memory
-    ) -> list[float]:
-        """What each asks of the memory, over what it may where memory is scarce."""
+    ) -> tuple[list[Request], list[tuple[Request, Verdict]]]:
+        """Those that may ask for what they do, and those that ask for too much where memory is scarce."""
+        if not self._scarce(promised, memory):
+            return list(asking), []
+        others, large = [], []
+        for request, times in zip(asking, self.demand.excess(asking, now_s, memory), strict=True):
+            if times > 1:
+                large.append((request, _asks_too_much(times)))
+            else:
+                others.append(request)
+        return others, large
+
+    def _scarce(self, promised: Sequence[Request], memory: Memory) -> bool:
+        """Do promised requests hold so much of the memory that there is none to spare?"""
         held = sum(request.context_tokens for request in promised if request.started)
-        scarce = held > self.limits.scarce_memory * memory.capacity_tokens >= 0
-        return self.demand.excess(asking, now_s, memory) if scarce else [0.0] * len(asking)
+        return held > self.limits.scarce_memory * memory.capacity_tokens >= 0
 
     def ended(self, request: Request, now_s: float, aborted: bool = False) -> None:
         """`request` has had its last token, or was given up (its client `aborted` it, or it was refused)."""
@@ -132,7 +141,7 @@ class Scheduler:
         self._lends = chosen.lends
         batch = chosen.batch(self.cost)
         if others:
-            batch = self._with_others(chosen, batch, others, memory)
+            batch = self._with_others(chosen, batch, others, memory, scarce=self._scarce(promised, memory))
         if not batch.size.requests:
             return self._left_over(now_s, everyone, memory)
         prompts = {id(r) for r, _ in batch.prefill}
@@ -148,13 +157,14 @@ class Scheduler:
             make_room(batch, memory, latest[:-1])
             batch.predicted_ms = self.cost.batch_ms(batch.size)
 
-    def _with_others(self, chosen: _Chosen, batch: Batch, others: Sequence[Request], memory: Memory) -> Batch:
+    def _with_others(
+        self, chosen: _Chosen, batch: Batch, others: Sequence[Request], memory: Memory, *, scarce: bool
+    ) -> Batch:
         """`batch` with others beside it, where that breaks no promise: all the time there is for who could still be in
         time without one, little for best effort, except for the turn of the oldest.
         """
         limits, now_s = self.limits, chosen.now_s
         longest_ms = min(chosen.slack_ms, limits.longest_ms(self.cost))
-        scarce = chosen.held_tokens > limits.scarce_memory * memory.capacity_tokens >= 0
         hopeful = [r for r in others if r.hopeful(now_s)]
         if hopeful and not scarce:
             batch = self._beside(chosen, batch, hopeful, memory, within_ms=longest_ms)
@@ -309,11 +319,6 @@ class _Chosen:
     def prompts_are_left(self) -> bool:
         """A prompt is not completed by this step."""
         return bool((self._take < self._rows.uncached).any())
-
-    @property
-    def held_tokens(self) -> int:
-        """KV tokens that promised requests occupy."""
-        return int(self._rows.held.sum())
 
     @property
     def slack_ms(self) -> float:

@@ -94,7 +94,6 @@ def test_the_largest_are_too_large_where_memory_is_short() -> None:
 def test_as_many_of_the_smallest_as_fit(sizes: list[tuple[int, int]], window_s: float, capacity: int) -> None:
     came = [call(n, *size, at_s=50.0) for n, size in enumerate(sizes)]
     found = demand(())
-    found._came.clear()
     for request in came:
         found.arrived(request)
     excess = found.excess(came, 50.0 + window_s, Memory(capacity_tokens=capacity))
