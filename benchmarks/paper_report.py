@@ -208,11 +208,33 @@ def _ablations(found: Sequence[Record], records: Sequence[Record]) -> str:
         cells = [f"{_number(values[name])} ({_times(_over(values[name], full[name]))})" for name in names]
         kept = min(r["at_capacity"]["attainment_admitted"] for r in found if r["label"] == label and r["at_capacity"])
         rows.append([label, *cells, f"{kept:.3f}"])
-    text = (
-        "*Kept*: at capacity, the share of the admitted that attained, where it is least. Where steps vary the cost is "
-        "learned as on a server, with a margin; without one, more of what is promised is not kept.\n\n"
-    )
+    text = "*Kept*: at capacity, the share of the admitted that attained, where it is least.\n\n"
     return text + _table(["slos with", *names, "kept"], rows)
+
+
+def _noise(found: Sequence[Record], records: Sequence[Record]) -> str:
+    labels = list(dict.fromkeys(record["label"] for record in found))
+    head = ["scenario", "steps vary by"]
+    for label in labels:
+        head += [label, "kept"] if label.startswith("slos") else [label]
+    rows = []
+    for name in _scenarios(found):
+        for noise in sorted({record["config"]["noise"] for record in found}):
+            alike = [record for record in found if record["config"]["noise"] == noise]
+            cells = []
+            for label in labels:
+                record = _best(alike, name, label)
+                cells.append(_number(_top(alike, name, label)))
+                if label.startswith("slos"):
+                    run = record and record["at_capacity"]
+                    cells.append(_number(run and run["attainment_admitted"]))
+            rows.append([name, f"{noise:.0%}", *cells])
+    text = (
+        "How much a step's time varies (sigma of a log-normal factor) is known to nobody. The scheduler learns its "
+        "cost model from the steps, as on a server, with a margin; the others know it. *Kept*: at capacity, the share "
+        "of the admitted that attained.\n\n"
+    )
+    return text + _table(head, rows)
 
 
 def _replicas(found: Sequence[Record], records: Sequence[Record]) -> str:
@@ -239,6 +261,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[Sequence[Record], Sequence[Record]], s
     ("overload", "Overload", _overload),
     ("burst", "A burst", _burst),
     ("ablations", "What each idea is worth", _ablations),
+    ("noise", "Steps that vary", _noise),
     ("models", "Other servers", _models),
     ("held_out", "Loads that nobody tuned on", _held_out),
     ("replicas", "Replicas", _replicas),
