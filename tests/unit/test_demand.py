@@ -237,3 +237,15 @@ def test_a_call_is_not_too_large_while_little_of_the_memory_is_promised(held: in
     assert verdict.admitted is admitted
     if not admitted:
         assert verdict.retry_after_s > 0 and "1.1 times what a call may" in verdict.reason
+
+
+def test_what_is_cached_for_a_prompt_that_has_not_begun_makes_memory_no_scarcer() -> None:
+    """Nobody holds it yet, and several may find the same."""
+    came = arrivals(every_s=0.4 * LARGE_S / 2 / MEMORY.capacity_tokens)
+    scheduler, now_s = Scheduler(cost=COST, demand=demand(came)), came[-1].arrival_s
+    waiting = call(1, 10, 2, at_s=now_s)
+    waiting.standard, waiting.context_tokens = True, 6000
+    newcomer = call(2, LARGE[0] + 100, LARGE[1], at_s=now_s)
+    memory = Memory(capacity_tokens=MEMORY.capacity_tokens, free_tokens=MEMORY.capacity_tokens)
+    ((_, verdict),) = scheduler.admit(now_s, [newcomer], [], [waiting, newcomer], memory)
+    assert verdict.admitted
