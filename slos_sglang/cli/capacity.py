@@ -112,7 +112,7 @@ def _table(found: list[dict[str, Any]]) -> Table:
     table = Table(title="capacity, programs a second per GPU", box=None, title_justify="left")
     table.add_column("scenario", no_wrap=True)
     table.add_column("policy", no_wrap=True)
-    for column in ("capacity", "95 %", "of the bound", "bound (KV)", "(tier)"):
+    for column in ("capacity", "95 %", "of the bound", "bound (KV)", "(tier)", "(fluid)"):
         table.add_column(column, justify="right", no_wrap=True)
     for one in found:
         gpus, capacity = one["gpus"], one["capacity"]
@@ -125,5 +125,6 @@ def _table(found: list[dict[str, Any]]) -> Table:
             f"{capacity['rate_req_s'] / one['kv_req_s']:.0%}",
             f"{one['kv_req_s'] / gpus:.2f}",
             f"{one['tier_req_s'] / gpus:.2f}",
+            f"{one['fluid_req_s'] / gpus:.2f}",
         )
     return table
