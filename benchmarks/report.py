@@ -212,8 +212,9 @@ def page(results: Path) -> str:
     """The text of docs/RESULTS.md from the JSON files in `results`."""
     parts = [
         "# Results\n",
-        "Written by `python benchmarks/report.py` from benchmarks/results/; `make bench` measures again. What is "
-        "compared and why is told at the top of each benchmark's file.\n",
+        "Written by `python benchmarks/report.py` from benchmarks/results/; `make bench` measures again what runs on a "
+        "server, `make bench-policy` and `make bench-paper` what is simulated. What is compared and why is told at the "
+        "top of each benchmark's file.\n",
     ]
     for title, name, section in SECTIONS:
         file = results / f"{name}.json"
