@@ -1,7 +1,7 @@
 """Are promises kept? With an exact cost model and known lengths: always; with errors: how often.
 
     python benchmarks/guarantee.py --seeds 5000           every seed's random load in the simulator, about 10 minutes
-    python benchmarks/guarantee.py --curve --seeds 60     the share kept over cost-model errors and wrong lengths
+    python benchmarks/guarantee.py --curve --seeds 16     the share kept over cost-model errors and wrong lengths
 
 Loads: `slos_sglang.sim.promises`. The curve's errors are log-normal factors on every step's time, unknown to the
 policy, which believes in the model's mean ("fixed") or corrects it by the steps it sees ("online"). Lengths are what

@@ -20,7 +20,8 @@ def guarantee_section(data: dict[str, Any]) -> str:
     if points := data.get("curve"):
         lines += [
             "Share of the admitted that attain (and share of all that were admitted), by the error of single steps "
-            "(log-normal, unknown to the policy) and by what is known of lengths:",
+            "(log-normal, unknown to the policy) and by what is known of lengths; "
+            f"{points[0]['seeds']} random loads each:",
         ]
         for belief in dict.fromkeys(point["belief"] for point in points):
             lines += ["", f"Cost model {belief}:", "", *_curve([p for p in points if p["belief"] == belief])]

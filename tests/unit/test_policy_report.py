@@ -14,7 +14,7 @@ def report(monkeypatch):
 
 def test_the_guarantee_and_its_curve(report) -> None:
     exact = {"seeds": 5000, "judged": 1200, "admitted": 1000, "kept_mean": 990, "misses": [{"seed": 7}]}
-    point = {"belief": "online", "judged": 100, "admitted": 50}
+    point = {"belief": "online", "judged": 100, "admitted": 50, "seeds": 16}
     curve = [
         {**point, "error": error, "lengths": lengths, "share_kept": 1 - error / 10}
         for error in (0.0, 0.1)
@@ -24,7 +24,7 @@ def test_the_guarantee_and_its_curve(report) -> None:
     assert "over 5,000 random loads" in text and "1,000 of 1,200" in text and "1 of them missed" in text
     assert "by the mean rule 10)" in text
     assert "| error | estimated | 0.5 x true |" in text and "| 10% | 99.0% (50%) | 99.0% (50%) |" in text
-    assert "Cost model online" in text
+    assert "Cost model online" in text and "; 16 random loads each:" in text
 
 
 def test_the_optimum(report) -> None:
