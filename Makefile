@@ -35,7 +35,7 @@ bench: .venv/.stamp
 # Simulated, about 20 minutes: are promises kept, how many are made, how long does it take to decide?
 bench-policy: .venv/.stamp
 	$(BIN)/python benchmarks/guarantee.py --seeds 5000
-	$(BIN)/python benchmarks/guarantee.py --curve --seeds 16
+	$(BIN)/python benchmarks/guarantee.py --curve --seeds 8
 	$(BIN)/python benchmarks/admission_optimum.py
 	$(BIN)/python benchmarks/decisions.py
 	$(BIN)/python benchmarks/report.py

@@ -1,7 +1,7 @@
 """Are promises kept? With an exact cost model and known lengths: always; with errors: how often.
 
     python benchmarks/guarantee.py --seeds 5000           every seed's random load in the simulator, about 10 minutes
-    python benchmarks/guarantee.py --curve --seeds 16     the share kept over cost-model errors and wrong lengths
+    python benchmarks/guarantee.py --curve --seeds 8     the share kept over cost-model errors and wrong lengths
 
 Loads: `slos_sglang.sim.promises`. The curve's errors are log-normal factors on every step's time, unknown to the
 policy, which believes in the model's mean ("fixed") or corrects it by the steps it sees ("online"). Lengths are what
@@ -16,7 +16,9 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,14 +52,19 @@ def exact(seeds: int) -> dict[str, Any]:
 
 def curve(seeds: int, programs: int) -> list[dict[str, Any]]:
     """The share of the admitted that attain, a point for each belief, error and knowledge of lengths."""
-    points = []
-    for belief, cost_of in (("fixed", _fixed), ("online", _online)):
-        for error in ERRORS:
-            for lengths in LENGTHS:
-                found = _sum(_with_errors(seeds, programs, cost_of, error, lengths))
-                points.append({"belief": belief, "error": error, "lengths": lengths, "seeds": seeds, **found})
-                print(json.dumps(points[-1]), file=sys.stderr)
+    cells = [(belief, error, lengths) for belief in BELIEFS for error in ERRORS for lengths in LENGTHS]
+    with ProcessPoolExecutor() as pool:
+        points = []
+        for point in pool.map(partial(_point, seeds, programs), cells):
+            points.append(point)
+            print(json.dumps(point), file=sys.stderr)
     return points
+
+
+def _point(seeds: int, programs: int, cell: tuple[str, float, Lengths]) -> dict[str, Any]:
+    belief, error, lengths = cell
+    found = _sum(_with_errors(seeds, programs, BELIEFS[belief], error, lengths))
+    return {"belief": belief, "error": error, "lengths": lengths, "seeds": seeds, **found}
 
 
 def _with_errors(
@@ -85,6 +92,9 @@ def _online(load: Load) -> CostModel:
             const_ms=max(prior.const_ms, floor),
         )
     )
+
+
+BELIEFS: dict[str, Callable[[Load], CostModel]] = {"fixed": _fixed, "online": _online}
 
 
 def _sum(found: Iterable[Kept]) -> dict[str, Any]:
