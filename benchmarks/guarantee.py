@@ -1,7 +1,7 @@
 """Are promises kept? With an exact cost model and known lengths: always; with errors: how often.
 
     python benchmarks/guarantee.py --seeds 5000           every seed's random load in the simulator, about 10 minutes
-    python benchmarks/guarantee.py --curve --seeds 8     the share kept over cost-model errors and wrong lengths
+    python benchmarks/guarantee.py --curve --seeds 8      the share kept over cost-model errors and wrong lengths
 
 Loads: `slos_sglang.sim.promises`. The curve's errors are log-normal factors on every step's time, unknown to the
 policy, which believes in the model's mean ("fixed") or corrects it by the steps it sees ("online"). Lengths are what
@@ -63,16 +63,12 @@ def curve(seeds: int, programs: int) -> list[dict[str, Any]]:
 
 def _point(seeds: int, programs: int, cell: tuple[str, float, Lengths]) -> dict[str, Any]:
     belief, error, lengths = cell
-    found = _sum(_with_errors(seeds, programs, BELIEFS[belief], error, lengths))
-    return {"belief": belief, "error": error, "lengths": lengths, "seeds": seeds, **found}
-
-
-def _with_errors(
-    seeds: int, programs: int, cost_of: Callable[[Load], CostModel], error: float, lengths: Lengths
-) -> Iterable[Kept]:
+    found = []
     for seed in range(seeds):
         load = draw_load(seed, programs=programs)
-        yield kept(load.run(Scheduler(cost=cost_of(load)), lengths=lengths, noise=error, max_tokens=MAX_TOKENS))
+        scheduler = Scheduler(cost=BELIEFS[belief](load))
+        found.append(kept(load.run(scheduler, lengths=lengths, noise=error, max_tokens=MAX_TOKENS)))
+    return {"belief": belief, "error": error, "lengths": lengths, "seeds": seeds, **_sum(found)}
 
 
 def _fixed(load: Load) -> CostModel:

@@ -224,7 +224,7 @@ def _noise(found: Sequence[Record], records: Sequence[Record]) -> str:
             cells = []
             for label in labels:
                 record = _best(alike, name, label)
-                cells.append(_number(_top(alike, name, label)))
+                cells.append(_number(record and _per_gpu(record)))
                 if label.startswith("slos"):
                     run = record and record["at_capacity"]
                     cells.append(_number(run and run["attainment_admitted"]))
